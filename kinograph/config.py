@@ -7,6 +7,8 @@ A published model and a nano model are rows of the same table.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 
 def _require(condition: bool, message: str) -> None:
@@ -43,6 +45,99 @@ class DiTConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
+    def num_tokens(self, latents: tuple[int, int, int]) -> int:
+        """Patches of latents of (frames, rows, columns)."""
+        return prod(size // patch for size, patch in zip(latents, self.patch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimateConfig(DiTConfig):
+    """Sizes of the character animation transformer: pose, image and face inputs join those of the base."""
+
+    pose_dim: int = 16  # channels of the pose latents
+    image_dim: int = 1280  # width of the image encoder's tokens
+    face_size: int = 512  # side of a face crop in pixels
+    motion_dim: int = 512  # width of a motion vector, and of the widest motion encoder layer
+    num_motions: int = 20  # directions that a motion vector is a sum of
+    face_dim: int = 1024  # width of a face encoder head
+    face_heads: int = 4  # face tokens per latent frame; a learned one joins them
+    face_every: int = 5  # blocks 0, face_every, 2 face_every, ... are followed by a face block
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.num_layers % self.face_every == 0, f"num_layers {self.num_layers} is not a multiple of face_every {self.face_every}"
+        )
+        _require(
+            self.face_size >= 8 and self.face_size & (self.face_size - 1) == 0,
+            f"face_size must be a power of two of at least 8; got {self.face_size}",
+        )
+        _require(self.num_motions <= self.motion_dim, f"num_motions {self.num_motions} exceeds motion_dim {self.motion_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class S2VConfig(DiTConfig):
+    """Sizes of the speech-to-video transformer: sound, a reference, the motion so far and a pose join the base.
+
+    The fields from `audio_dim` to `cond_dim` have the names of the published config.json.
+    """
+
+    audio_dim: int = 1024  # width of the speech encoder's features
+    num_audio_token: int = 4  # sound tokens per latent frame; a learned one joins them
+    audio_inject_layers: tuple[int, ...]  # blocks that sound is injected after
+    enable_adain: bool = True  # the norm before an injection is modulated by the sound
+    cond_dim: int = 16  # channels of the pose latents
+    num_audio_layers: int = 25  # hidden states of the speech encoder, mixed with learned weights
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.dim % 4 == 0, f"dim must be a multiple of 4 for the audio encoder; got {self.dim}")
+        layers = self.audio_inject_layers
+        _require(
+            list(layers) == sorted(set(layers)) and all(0 <= layer < self.num_layers for layer in layers),
+            f"audio_inject_layers must rise from 0 to at most num_layers - 1 = {self.num_layers - 1}; got {layers}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechEncoderConfig:
+    """Sizes of a wav2vec2 model of the large, pre-norm kind."""
+
+    dim: int = 1024
+    ffn_dim: int = 4096
+    num_heads: int = 16
+    num_layers: int = 24
+    conv_dim: int = 512  # of all seven convolutions, which together make one feature of 320 samples
+    conv_pos_groups: int = 16
+
+    def __post_init__(self) -> None:
+        _require(self.dim % self.num_heads == 0, f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """Sizes of the visual tower of a CLIP model."""
+
+    image_size: int = 224  # side of the input in pixels
+    patch_size: int = 14
+    dim: int = 1280
+    num_heads: int = 16
+    num_layers: int = 32
+    mlp_ratio: int = 4
+    out_dim: int = 1024  # of the projection to the space shared with text, which the published file has and nothing here uses
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require(self.dim % self.num_heads == 0, f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        _require(
+            self.image_size % self.patch_size == 0, f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token before them."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
@@ -75,6 +170,11 @@ class VAEConfig:
         """Pixels per latent along (time, height, width)."""
         space = self.patch_size * 2 ** (len(self.dim_mult) - 1)
         return (2 ** sum(self.temporal_down), space, space)
+
+    def latent_size(self, *, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(frames, rows, columns) of the latents of a video: the first frame is alone in its latent."""
+        time, rows, columns = self.stride
+        return ((num_frames - 1) // time + 1, height // rows, width // columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +215,8 @@ class Files:
     vae: str
     text_encoder: str = "models_t5_umt5-xxl-enc-bf16.pth"
     tokenizer: str = "google/umt5-xxl"
+    image_encoder: str = ""  # for the models that have one
+    speech_encoder: str = ""  # likewise: a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +241,21 @@ class ModelSpec:
     available: bool = True  # False: the row is known, the task is not built yet
     solver: str = "unipc"
     default_negative_prompt: str = ""
+    default_prompt: str = ""  # for the tasks that need none from the user
+    image_encoder: ImageEncoderConfig | None = None
+    speech_encoder: SpeechEncoderConfig | None = None
 
     def __post_init__(self) -> None:
         bounds = [expert.t_min for expert in self.experts]
         _require(bool(bounds) and bounds[-1] == 0.0, f"{self.name}: the last expert must start at t_min 0; got {bounds}")
         _require(bounds == sorted(bounds, reverse=True), f"{self.name}: experts must run from high to low noise; got {bounds}")
         _require(self.dit.text_dim == self.text.dim, f"{self.name}: dit.text_dim {self.dit.text_dim} is not text.dim {self.text.dim}")
-        _require(self.dit.text_len == self.text.text_len, f"{self.name}: dit.text_len {self.dit.text_len} is not text.text_len {self.text.text_len}")
+        lengths = (self.dit.text_len, self.text.text_len)
+        _require(lengths[0] == lengths[1], f"{self.name}: dit.text_len {lengths[0]} is not text.text_len {lengths[1]}")
+        if self.speech_encoder is not None and isinstance(self.dit, S2VConfig):
+            heard = (self.speech_encoder.dim, self.speech_encoder.num_layers + 1)
+            taken = (self.dit.audio_dim, self.dit.num_audio_layers)
+            _require(heard == taken, f"{self.name}: the speech encoder gives (width, states) {heard} but the dit takes {taken}")
         _require(self.dit.out_dim == self.vae.z_dim, f"{self.name}: dit.out_dim {self.dit.out_dim} is not vae.z_dim {self.vae.z_dim}")
 
     @property
@@ -198,6 +308,12 @@ PUBLISHED_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+# Speech to video was published with its own; 画面模糊 is in it twice.
+S2V_NEGATIVE_PROMPT = (
+    "画面模糊，最差质量，画面模糊，细节模糊不清，情绪激动剧烈，手快速抖动，字幕，丑陋的，残缺的，多余的手指，画得不好的手部，"
+    "画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
 _A14B_DIT = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16)
@@ -264,18 +380,30 @@ TI2V_5B = ModelSpec(
     default_negative_prompt=PUBLISHED_NEGATIVE_PROMPT,
 )
 
-# The sizes of the base transformer; the speech and animation parts join these rows together with their tasks.
+# The rows of tasks that are not built yet.
 S2V_14B = replace(
     T2V_A14B,
     name="s2v-14B",
     task="s2v",
     model_type="s2v",
+    dit=S2VConfig(
+        dim=5120,
+        ffn_dim=13824,
+        num_heads=40,
+        num_layers=40,
+        in_dim=16,
+        out_dim=16,
+        audio_inject_layers=(0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
+    ),
     experts=_one_expert(4.5),
+    files=Files(vae="Wan2.1_VAE.pth", speech_encoder="wav2vec2-large-xlsr-53-english"),
     shift=3.0,
     num_frames=80,
     sizes=((1024, 704), (704, 1024), *_A14B_SIZES),
     hub="Wan-AI/Wan2.2-S2V-14B",
     available=False,
+    default_negative_prompt=S2V_NEGATIVE_PROMPT,
+    speech_encoder=SpeechEncoderConfig(),
 )
 
 ANIMATE_14B = replace(
@@ -283,8 +411,9 @@ ANIMATE_14B = replace(
     name="animate-14B",
     task="animate",
     model_type="animate",
-    dit=replace(_A14B_DIT, in_dim=36),
+    dit=AnimateConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=36, out_dim=16),
     experts=_one_expert(1.0),
+    files=Files(vae="Wan2.1_VAE.pth", image_encoder="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
     num_steps=20,
     shift=5.0,
     num_frames=77,
@@ -292,6 +421,8 @@ ANIMATE_14B = replace(
     sizes=((1280, 720), (720, 1280)),
     hub="Wan-AI/Wan2.2-Animate-14B",
     available=False,
+    default_prompt="视频中的人在做动作",
+    image_encoder=ImageEncoderConfig(),
 )
 
 # --------------------------------------------------------------------------------------------------- nano models
@@ -312,7 +443,7 @@ def _nano_vae(version: str, *, base_dim: int, decoder_dim: int, z_dim: int) -> V
 
 
 NANO_VAE_22 = _nano_vae("2.2", base_dim=24, decoder_dim=32, z_dim=48)
-NANO_VAE_21 = _nano_vae("2.1", base_dim=24, decoder_dim=24, z_dim=16)
+NANO_VAE_21 = _nano_vae("2.1", base_dim=16, decoder_dim=16, z_dim=16)
 NANO_TEXT = TextConfig(
     vocab_size=1024, dim=128, dim_attn=128, dim_ffn=256, num_heads=4, num_layers=2, text_len=64
 )
@@ -322,7 +453,7 @@ TI2V_NANO = ModelSpec(
     task="ti2v",
     model_type="ti2v",
     dit=DiTConfig(
-        dim=320, ffn_dim=1280, num_heads=5, num_layers=8, in_dim=48, out_dim=48, freq_dim=256, text_dim=128, text_len=64
+        dim=384, ffn_dim=1536, num_heads=6, num_layers=7, in_dim=48, out_dim=48, freq_dim=256, text_dim=128, text_len=64
     ),
     vae=NANO_VAE_22,
     text=NANO_TEXT,
@@ -336,8 +467,38 @@ TI2V_NANO = ModelSpec(
     bundled="ti2v-nano",
 )
 
+# The two-expert members share one VAE and one text encoder, which lie beside their folders.
+T2V_NANO = replace(
+    TI2V_NANO,
+    name="t2v-nano",
+    task="t2v",
+    model_type="t2v",
+    dit=DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=7, in_dim=16, out_dim=16, text_dim=128, text_len=64),
+    vae=NANO_VAE_21,
+    experts=_two_experts(0.875, high=4.0, low=4.0),
+    files=Files(
+        vae="../nano-shared/Wan2.1_VAE.pth",
+        text_encoder="../nano-shared/models_t5_umt5-xxl-enc-bf16.pth",
+        tokenizer="../nano-shared/google/umt5-xxl",
+    ),
+    sizes=((128, 128),),
+    bundled="t2v-nano",
+    available=False,  # only the shared VAE is in the package yet
+)
+
+I2V_NANO = replace(
+    T2V_NANO,
+    name="i2v-nano",
+    task="i2v",
+    model_type="i2v",
+    dit=replace(T2V_NANO.dit, in_dim=36),
+    experts=_two_experts(0.900, high=4.0, low=4.0),
+    bundled="i2v-nano",
+)
+
 MODELS: dict[str, ModelSpec] = {
-    spec.name: spec for spec in (T2V_A14B, I2V_A14B, TI2V_5B, S2V_14B, ANIMATE_14B, TI2V_NANO)
+    spec.name: spec
+    for spec in (T2V_A14B, I2V_A14B, TI2V_5B, S2V_14B, ANIMATE_14B, T2V_NANO, I2V_NANO, TI2V_NANO)
 }
 
 
@@ -348,18 +509,42 @@ def tiny(spec: ModelSpec) -> ModelSpec:
         spec,
         name=f"tiny-{spec.name}",
         dit=replace(
-            spec.dit, dim=heads * head_dim, ffn_dim=64, num_heads=heads, num_layers=2, freq_dim=64, text_dim=text_dim, text_len=32
+            spec.dit,
+            dim=heads * head_dim,
+            ffn_dim=64,
+            num_heads=heads,
+            num_layers=2,
+            freq_dim=64,
+            text_dim=text_dim,
+            text_len=32,
+            **_tiny_extras(spec.dit),
         ),
         vae=replace(spec.vae, base_dim=8, decoder_dim=8),
         text=TextConfig(
             vocab_size=512, dim=text_dim, dim_attn=text_dim, dim_ffn=64, num_heads=4, num_layers=2, text_len=32
         ),
         sizes=((96, 64), (64, 96)),
-        num_frames=9,
+        num_frames=8 + spec.num_frames % 4,
         num_steps=4,
         bundled="",
         hub="",
+        speech_encoder=spec.speech_encoder and _TINY_SPEECH_ENCODER,
+        image_encoder=spec.image_encoder and _TINY_IMAGE_ENCODER,
     )
+
+
+_TINY_SPEECH_ENCODER = SpeechEncoderConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=3, conv_dim=16, conv_pos_groups=4)
+_TINY_IMAGE_ENCODER = ImageEncoderConfig(image_size=28, dim=32, num_heads=4, num_layers=2, out_dim=16)
+
+
+def _tiny_extras(dit: DiTConfig) -> dict[str, Any]:
+    if isinstance(dit, S2VConfig):
+        speech = _TINY_SPEECH_ENCODER
+        return {"audio_dim": speech.dim, "num_audio_layers": speech.num_layers + 1, "audio_inject_layers": (0, 1)}
+    if isinstance(dit, AnimateConfig):
+        image_dim = _TINY_IMAGE_ENCODER.dim
+        return {"image_dim": image_dim, "face_size": 16, "motion_dim": 32, "num_motions": 4, "face_dim": 16, "face_every": 2}
+    return {}
 
 
 # ------------------------------------------------------------------------------------------------- runtime options

@@ -23,6 +23,7 @@ class VideoRequest:
     shift: float | None = None
     guidance_scale: float | Mapping[str, float] | None = None  # one for all experts, or {"high_noise": 4.0, "low_noise": 3.0}
     solver: str | None = None  # "unipc", "dpm++", "euler"
+    preset: str | None = None  # a few-step recipe of `sampling.presets`: fills what else is None, before the model's defaults
     seed: int = -1  # negative: drawn, and recorded in the result
     fps: float | None = None  # of the written file
     noise_device: str = "cpu"  # "cpu": the same noise everywhere; "cuda": as the published code draws it
@@ -32,8 +33,6 @@ class VideoRequest:
 class TextToVideo(VideoRequest):
     """A video from a prompt."""
 
-    num_clips: int = 1  # more than one: each clip after the first continues from the last frame of the one before
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageToVideo(VideoRequest):
@@ -41,7 +40,7 @@ class ImageToVideo(VideoRequest):
 
     image: Any = None  # path, PIL image, or float tensor [3, H, W] in [-1, 1]
     last_image: Any = None  # the picture the video ends with
-    num_clips: int = 1
+    num_clips: int = 1  # more than one: each later clip continues from the last frame of the one before
 
 
 @dataclass(frozen=True, kw_only=True)
