@@ -166,8 +166,8 @@ def describe(scene: Scene, index: int) -> Description:
 def is_held_out(color: str, shape: str, motion: str, background: str) -> bool:
     """Whether training never sees this combination: 2 of the 6 backgrounds, for a tenth of the (color, shape, motion) triples.
 
-    Whole triples are not held out: a model that never meets a yellow circle that bounces learns just that, and turns
-    the circle green. A hash of the words decides: stable for ever.
+    Whole triples are not held out: a model can learn that a yellow circle never bounces. A hash of the words decides:
+    stable for ever.
     """
     digest = hashlib.blake2b(f"{color}/{shape}/{motion}".encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "big")
