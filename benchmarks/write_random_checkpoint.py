@@ -20,8 +20,9 @@ from pathlib import Path
 import tokenizers
 import torch
 
-from kinograph.checkpoints.layout import TEXT_ENCODER, VAE_NAME, expected_tensors, model_factory, tokenizer_folder
-from kinograph.checkpoints.save import SHARD_BYTES, replaced_folder, write_dit, write_pth
+from kinograph.checkpoints.layout import SPEECH_FILE, expected_tensors, model_factory, tokenizer_folder
+from kinograph.checkpoints.recognise import IMAGE_ENCODER, SPEECH_ENCODER, TEXT_ENCODER, VAE_NAME
+from kinograph.checkpoints.save import SHARD_BYTES, replaced_folder, write_dit, write_pth, write_safetensors
 from kinograph.config import MODELS, Expert, ModelSpec
 from kinograph.runtime.device import DTYPES, resolve_device
 
@@ -66,7 +67,13 @@ def write_random_checkpoint(
             report(f"{expert.name} written")
         write_pth(work / spec.files.vae, drawn(VAE_NAME, torch.float32))
         write_pth(work / spec.files.text_encoder, drawn(TEXT_ENCODER, torch.bfloat16))
-        report("VAE and text encoder written")
+        if spec.image_encoder is not None:
+            write_pth(work / spec.files.image_encoder, drawn(IMAGE_ENCODER, torch.float32))
+        if spec.speech_encoder is not None:
+            folder_of_speech = work / spec.files.speech_encoder
+            folder_of_speech.mkdir(parents=True)
+            write_safetensors(folder_of_speech / SPEECH_FILE, drawn(SPEECH_ENCODER, torch.float32))
+        report("VAE and encoders written")
         if tokenizer is None:
             write_byte_tokenizer(tokenizer_folder(spec, work))
         else:

@@ -6,18 +6,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import kinograph
+from benchmarks.dancer_judge import write_material
 from kinograph.checkpoints.load import load_model
 from kinograph.cli.main import main
 from kinograph.config import NANO_VAE_21
 from kinograph.media import read_video
 from kinograph.models.vae import VAE
 from kinograph.runtime.placement import Components, bundled_folder
+from kinograph.training import talkers
+from kinograph.training.captions import captions
+from kinograph.training.dance_judge import judge_dance
 from kinograph.training.judge import judge, psnr
+from kinograph.training.speech_sounds import babble, loudness
+from kinograph.training.talker_judge import agreement, identity_error, mouth_opening
 from kinograph.training.toybox import draw, sample_scenes
+from kinograph.training.train_animate import AnimateRecipe, sample_material
 
 MODEL = "ti2v-nano"
 LIMIT = 30e6  # bytes that this member may take in the package
@@ -81,3 +90,78 @@ def test_the_shared_vae_of_the_two_expert_members_is_trained() -> None:
     clip = draw(scene, height=128, width=128, frames=17)
     with torch.inference_mode():
         assert psnr(vae.decode(vae.encode(clip)), clip) > 32
+
+
+# ---------------------------------------------------------------------------------------- the members with two experts
+
+PAIR = ("t2v-nano", "i2v-nano")
+PAIR_LIMIT = 40e6  # bytes that both and what they share may take
+
+
+def test_the_pair_is_small_enough_and_can_be_used() -> None:
+    folders = [bundled_folder(kinograph.MODELS[name]) for name in PAIR]
+    folders.append(folders[0].parent / "nano-shared")
+    assert sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) <= PAIR_LIMIT
+    assert all(kinograph.MODELS[name].available for name in PAIR)
+
+
+def test_two_experts_make_what_the_prompt_asks_for(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("".join(f"{row[0]}\n" for row in ASKED), encoding="utf-8")
+    command = ["generate", "--task", "t2v-nano", "--prompts", str(prompts), "--seeds", "1", "--output_dir", str(out), "--quiet"]
+    assert main(command) == 0
+    for path, (prompt, *expected) in zip(sorted(out.glob("*.mp4")), ASKED, strict=True):
+        seen = judge(read_video(path)[0].permute(3, 0, 1, 2))
+        assert [seen.color, seen.shape, seen.motion, seen.background] == expected, prompt
+
+
+@pytest.mark.parametrize("has_last", [False, True])
+def test_given_pictures_are_the_ends_of_the_video(has_last: bool) -> None:
+    scene = sample_scenes(1, 3, split="held_out", second_rate=0, camera_rate=0, pattern_rate=0)
+    clip = draw(scene, height=128, width=128, frames=17)[0].clamp(-1, 1)
+    last = clip[:, -1] if has_last else None
+    request = kinograph.ImageToVideo(prompt=captions(scene, 3, complete=True)[0], image=clip[:, 0], last_image=last, seed=0)
+    frames = kinograph.generate(kinograph.load("i2v-nano"), request).frames
+    assert psnr(frames[:, 0], clip[:, 0]) > 24
+    if has_last:
+        assert psnr(frames[:, -1], clip[:, -1]) > 22
+    seen = judge(frames)
+    assert seen.agrees(scene, 0)["motion"] and seen.agrees(scene, 0)["color"]
+
+
+# ------------------------------------------------------------------------------------------- speech and animation
+
+
+def test_the_members_that_speak_and_dance_are_small_enough() -> None:
+    for name, limit in (("s2v-nano", 14 * 2**20), ("animate-nano", 14e6)):
+        assert sum(path.stat().st_size for path in bundled_folder(kinograph.MODELS[name]).rglob("*") if path.is_file()) <= limit
+
+
+def test_the_mouth_follows_the_sound(tmp_path: Path) -> None:
+    """Two clips of a person and of a sound that training never had, through the command."""
+    person = talkers.sample_people(1, 4321, palette="natural")
+    picture = talkers.draw(person, torch.zeros(1, 1), torch.zeros(1, 1), torch.full((1, 1), 0.5), side=128)[0, :, 0]
+    Image.fromarray(kinograph.to_uint8(picture[:, None])[0].numpy()).save(tmp_path / "person.png")
+    wave = torch.from_numpy(babble(3.5, np.random.default_rng(99)))
+    sound = kinograph.Sound(samples=wave[None].float(), rate=16000)
+    request = kinograph.SpeechToVideo(image=str(tmp_path / "person.png"), audio=sound, num_clips=2, num_steps=8, seed=0)
+    video = kinograph.generate(kinograph.load("s2v-nano"), request)
+    seen = agreement(mouth_opening(video.frames), loudness(wave)[: video.frames.shape[1]])
+    assert seen.correlation > 0.7 and abs(seen.lag) < 1.5, seen
+    assert max(identity_error(video.frames[:, -16:], picture[:, None]).values()) < 0.12
+
+
+def test_the_dancer_follows_the_pose(tmp_path: Path) -> None:
+    """One clip of a dance that training never had, in replacement mode, through material files."""
+    spec = kinograph.MODELS["animate-nano"]
+    recipe, times = AnimateRecipe(spec=spec), torch.arange(spec.num_frames)
+    material = sample_material(1, 2027, split="held_out", replace_share=1.0)
+    write_material(material, tmp_path, times, side=recipe.side, fps=spec.fps)
+    request = kinograph.Animate(material=str(tmp_path), mode="replace", num_steps=8, seed=0)
+    frames = kinograph.generate(kinograph.load("animate-nano"), request).frames
+    side, mask = recipe.side, material.mask(times, side=recipe.side)
+    background = (material.background(side=side) * 2 - 1)[0, :, None].expand_as(frames)
+    body, colours = material.joints(times, side=side)[0], material.character.colours[0]
+    seen = judge_dance(frames, colours, body, background=background, mask=mask[0])
+    assert seen.joint_error < 0.08 and seen.joints_missing < 0.1 and seen.colour_error < 0.06, seen
+    assert seen.background_db is not None and seen.background_db > 28, seen

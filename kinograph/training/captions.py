@@ -212,8 +212,32 @@ def caption(scene: Scene, index: int, rng: random.Random, *, complete: bool = Fa
 
 def caption_of(scene: Description, rng: random.Random, *, complete: bool = False) -> str:
     """One caption of a described scene."""
+    return _worded(_parts_of(scene, rng, complete=complete), rng)
+
+
+def labelled_caption(scene: Description, rng: random.Random, *, complete: bool = False) -> tuple[str, frozenset[str]]:
+    """A caption and what can be known from it: fields of `Description`.
+
+    What is usual (medium size, ordinary speed, no second object) is known from silence; anything else must be said.
+    """
+    parts = _parts_of(scene, rng, complete=complete)
+    subject, action = parts.subject.split(), parts.finite.split()
+    known = {
+        "color": scene.color in subject,
+        "shape": subject[-1] in SHAPE_NOUNS[scene.shape],
+        "motion": bool(parts.camera or (action and scene.motion not in CAMERA_MOTIONS)),
+        "size": scene.size == "medium" or any(word in subject for word in SIZE_WORDS[scene.size]),
+        "speed": scene.speed == "" or any(word in action for word in SPEED_WORDS[scene.speed]),
+        "background": bool(parts.background),
+        "pattern": bool(parts.background),
+        "second": scene.second is None or bool(parts.second),
+    }
+    return _worded(parts, rng), frozenset(name for name, is_known in known.items() if is_known)
+
+
+def _parts_of(scene: Description, rng: random.Random, *, complete: bool) -> _Parts:
     finite, participle = _action(scene, rng, complete=complete)
-    parts = _Parts(
+    return _Parts(
         subject=_subject(scene, rng, complete=complete),
         finite=finite,
         participle=participle,
@@ -221,6 +245,9 @@ def caption_of(scene: Description, rng: random.Random, *, complete: bool = False
         background=_background(scene, rng, complete=complete),
         second=_second(scene, rng) if complete or rng.random() < 0.95 else "",
     )
+
+
+def _worded(parts: _Parts, rng: random.Random) -> str:
     if rng.random() < 0.25:
         text = _fragment(parts, rng)
         return text if rng.random() < 0.7 else text[0].upper() + text[1:]

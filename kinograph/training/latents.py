@@ -16,7 +16,7 @@ from torch import Tensor
 from kinograph.models.tokenizer import Tokenizer
 from kinograph.models.vae import VAE
 from kinograph.training.captions import caption_of
-from kinograph.training.toybox import Scene, Window, describe, draw, object_mask
+from kinograph.training.toybox import Scene, Window, descriptions, draw, object_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ def caption_ids(
     """(ids [n, V, text_len], lengths [n, V], the first caption of each clip); `scene` on the CPU."""
     rng = random.Random(seed)
     captions = []
-    for index in range(len(scene)):
-        description = describe(scene, index)
+    for description in descriptions(scene):
         captions += [caption_of(description, rng, complete=complete) for _ in range(variants)]
     ids, mask = tokenizer(captions)
     lengths = mask.sum(dim=1)

@@ -1,4 +1,4 @@
-"""Trains a nano transformer and its text encoder together, by flow matching on a pool of latents.
+"""Trains a nano transformer by flow matching on a pool of latents; its text encoder too, unless that is trained before.
 
     mode "text"     text alone
     mode "pinned"   some samples have their first latent frame given: clean, at timestep 0, outside the loss (ti2v)
@@ -63,7 +63,7 @@ class DiTRecipe:
     captions_per_clip: int = 4
     shift: float = 4.0  # of the training levels
     t_range: tuple[float, float] = (0.0, 1.0)
-    train_text: bool = True  # False: the text encoder stays as it is, because another expert shares it
+    train_text: bool = True  # False: the text encoder stays as it is (`train_text` has trained it, other experts share it)
     text_dropout: float = 0.1
     pinned_share: float = 0.22
     image_share: float = 0.4  # of samples, in mode "channels"
@@ -355,15 +355,15 @@ def prepare(
 ) -> DiTTraining:
     """The models of `recipe` on the device of `pool`, ready for `trainer_of`.
 
-    `initial`: state dicts by module, as `load_dit` gives them; None starts from fresh weights.
+    `initial`: state dicts by module, as `load_dit` gives them; what is not in it starts from fresh weights.
     """
     device = pool.latents.device
     dit, text_encoder = fresh_models(recipe.spec, seed=recipe.seed)
     dit.to(device)
     text_encoder.to(device)
-    if initial is not None:
-        dit.load_state_dict(initial[DIT])
-        text_encoder.load_state_dict(initial[TEXT])
+    for key, module in ((DIT, dit), (TEXT, text_encoder)):
+        if initial is not None and key in initial:
+            module.load_state_dict(initial[key])
     set_attention(dit, "sdpa")  # the kernel is chosen by `recipe.attention`
     matrix = {"matrix": hidden_matrix} if recipe.optimizer.kind == "muon" else {}
     trained: dict[str, nn.Module] = {DIT: dit}

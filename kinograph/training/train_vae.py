@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kinograph.checkpoints.files import read_tensors
+from kinograph.checkpoints.storage import unpack
 from kinograph.config import NANO_VAE_21, NANO_VAE_22, VAEConfig
 from kinograph.models.vae import VAE, ResidualBlock, init_weights
 from kinograph.training.judge import judge_accuracy
@@ -216,11 +218,10 @@ def trainer_of(training: VAETraining, config: TrainConfig, *, compiled: bool) ->
     )
 
 
-def load_vae(folder: str | Path, config: VAEConfig, *, device: torch.device, dtype: torch.dtype) -> VAE:
-    """The VAE that a training left in `folder`, for inference."""
-    tensors, _ = load_parts(folder, STEM)
+def load_vae(source: str | Path, config: VAEConfig, *, device: torch.device, dtype: torch.dtype) -> VAE:
+    """The VAE that a training left in the folder `source`, or that a file of the published layout holds, for inference."""
     vae = VAE(config)
-    vae.load_state_dict(tensors)
+    vae.load_state_dict(vae_state(source))
     vae = vae.to(device, dtype).eval().requires_grad_(False)
     if device.type == "cuda":  # the order of axes that cuDNN's half-precision kernels are fast in
         for parameter in vae.parameters():
@@ -228,3 +229,10 @@ def load_vae(folder: str | Path, config: VAEConfig, *, device: torch.device, dty
                 order = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                 parameter.data = parameter.data.contiguous(memory_format=order)
     return vae
+
+
+def vae_state(source: str | Path) -> dict[str, Tensor]:
+    """The tensors of `load_vae`, on the CPU."""
+    if Path(source).is_file():
+        return dict(unpack(read_tensors(Path(source))))
+    return load_parts(source, STEM)[0]

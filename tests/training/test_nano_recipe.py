@@ -254,6 +254,7 @@ def test_the_commands_from_nothing_to_a_checkpoint_folder(tmp_path: Path, monkey
     nano.main(["vae", "--kind", "2.2", "--steps", "2", "--out", work, *common])
     nano.main(["latents", "--kind", "2.2", "--vae", work, "--size", "64", *common])
     dit = ["dit", "--member", "ti2v-nano", "--vae", work, "--out", work, "--clips", "8", "--batch", "2", *common]
+    dit += ["--text_steps", "2", "--text_captions", "64"]
     nano.main([*dit, "--steps", "2", "--stop_after", "0"])
     nano.main([*dit, "--steps", "2", "--resume", f"{work}/state-dit.pt"])
     nano.main([*dit, "--steps", "3", "--resume_light", f"{work}/resume"])
