@@ -277,7 +277,7 @@ def test_nothing_to_go_by(dash, picture, tmp_path) -> None:
     assert dash.requests == []
 
 
-@pytest.mark.parametrize("task", ["s2v", "animate"])
+@pytest.mark.parametrize("task", ["animate"])
 def test_tasks_without_an_instruction_keep_the_prompt(dash, task) -> None:
     result = extend_prompt("a", task=task, method="dashscope")
     assert result.prompt == "a" and task in result.notice and result.model is None

@@ -47,11 +47,24 @@ def widened(mask: np.ndarray, *, iterations: int = 3, k: int = 7, w_len: int = 1
 
 def dilated(mask: np.ndarray, *, iterations: int, k: int) -> np.ndarray:
     """uint8 [H, W] of 0 and 1: what a k x k square centred anywhere on the mask covers, `iterations` times over."""
-    result = mask > 0
+    result = np.zeros(mask.shape, dtype=np.uint8)
+    if (box := bounds(mask)) is None:
+        return result
     before, after = iterations * (k // 2), iterations * ((k - 1) // 2)  # repeated squares are one larger square
+    y, x = (slice(max(part.start - after, 0), part.stop + before) for part in box)
+    grown = mask[y, x] > 0
     for axis in (0, 1):
-        result = _spread(result, before, after, axis)
-    return result.astype(np.uint8)
+        grown = _spread(grown, before, after, axis)
+    result[y, x] = grown
+    return result
+
+
+def bounds(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """(rows, columns) that hold the mask; None if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def filled_blocks(mask: np.ndarray, *, w_len: int, h_len: int) -> np.ndarray:
@@ -60,10 +73,9 @@ def filled_blocks(mask: np.ndarray, *, w_len: int, h_len: int) -> np.ndarray:
     The box's last row and column belong to no block and stay as they are: the published rule.
     """
     result = (mask > 0).astype(np.uint8)
-    ys, xs = np.nonzero(result)
-    if len(ys) == 0:
+    if (box := bounds(result)) is None:
         return result
-    x1, x2, y1, y2 = int(xs.min()), int(xs.max()), int(ys.min()), int(ys.max())
+    y1, y2, x1, x2 = box[0].start, box[0].stop - 1, box[1].start, box[1].stop - 1
     width, height = max((x2 - x1) // w_len, 1), max((y2 - y1) // h_len, 1)
     for y in range(y1, y2, height):
         for x in range(x1, x2, width):
@@ -75,7 +87,10 @@ def filled_blocks(mask: np.ndarray, *, w_len: int, h_len: int) -> np.ndarray:
 
 def without_person(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The frame [H, W, 3] with black where the mask is set."""
-    return frame * (mask == 0)[:, :, None].astype(frame.dtype)
+    result = frame.copy()
+    if (box := bounds(mask)) is not None:
+        result[box] *= (mask[box] == 0)[:, :, None]
+    return result
 
 
 def _spread(mask: np.ndarray, before: int, after: int, axis: int) -> np.ndarray:

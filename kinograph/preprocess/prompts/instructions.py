@@ -8,9 +8,8 @@ from __future__ import annotations
 
 CINEMATIC_TEXT, IMAGE_MOTION, IMAGE_ONLY = "cinematic text", "image motion", "image only"
 LANGUAGES = ("zh", "en")
-# Tasks that show a picture to the language model. The two that are absent, s2v and animate, take their motion from sound
-# or from a video; there is nothing to extend.
-TASKS = {"t2v": False, "ti2v": True, "i2v": True}
+# Whether a task shows a picture to the language model. Animation is absent: its motion comes from a video, and there is nothing to extend.
+TASKS = {"t2v": False, "ti2v": True, "i2v": True, "s2v": True}
 # A chat needs something from the user; this stands where an empty prompt was.
 NO_PROMPT = {"zh": "（没有提示词，请根据图片想象。）", "en": "(No prompt is given; go by the picture.)"}
 
