@@ -16,6 +16,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Animate": "kinograph.requests",
     "Cancelled": "kinograph.errors",
     "CheckpointError": "kinograph.errors",
     "ImageToVideo": "kinograph.requests",
@@ -27,6 +28,8 @@ _HOMES = {
     "RequestError": "kinograph.errors",
     "RuntimeOptions": "kinograph.config",
     "RuntimeSetupError": "kinograph.errors",
+    "Sound": "kinograph.media",
+    "SpeechToVideo": "kinograph.requests",
     "TextImageToVideo": "kinograph.requests",
     "TextToVideo": "kinograph.requests",
     "Video": "kinograph.pipeline",
@@ -34,6 +37,7 @@ _HOMES = {
     "load": "kinograph.pipeline",
     "plan": "kinograph.pipeline",
     "read_recipe": "kinograph.recipe",
+    "read_sound": "kinograph.media",
     "to_uint8": "kinograph.media",
     "write_video": "kinograph.media",
 }

@@ -217,6 +217,7 @@ class Files:
     tokenizer: str = "google/umt5-xxl"
     image_encoder: str = ""  # for the models that have one
     speech_encoder: str = ""  # likewise: a folder
+    relighting_lora: str = ""  # likewise: a folder as PEFT makes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +381,6 @@ TI2V_5B = ModelSpec(
     default_negative_prompt=PUBLISHED_NEGATIVE_PROMPT,
 )
 
-# The rows of tasks that are not built yet.
 S2V_14B = replace(
     T2V_A14B,
     name="s2v-14B",
@@ -401,7 +401,6 @@ S2V_14B = replace(
     num_frames=80,
     sizes=((1024, 704), (704, 1024), *_A14B_SIZES),
     hub="Wan-AI/Wan2.2-S2V-14B",
-    available=False,
     default_negative_prompt=S2V_NEGATIVE_PROMPT,
     speech_encoder=SpeechEncoderConfig(),
 )
@@ -413,14 +412,17 @@ ANIMATE_14B = replace(
     model_type="animate",
     dit=AnimateConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=36, out_dim=16),
     experts=_one_expert(1.0),
-    files=Files(vae="Wan2.1_VAE.pth", image_encoder="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+    files=Files(
+        vae="Wan2.1_VAE.pth",
+        image_encoder="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+        relighting_lora="relighting_lora",
+    ),
     num_steps=20,
     shift=5.0,
     num_frames=77,
     fps=30,
     sizes=((1280, 720), (720, 1280)),
     hub="Wan-AI/Wan2.2-Animate-14B",
-    available=False,
     default_prompt="视频中的人在做动作",
     image_encoder=ImageEncoderConfig(),
 )
@@ -483,7 +485,6 @@ T2V_NANO = replace(
     ),
     sizes=((128, 128),),
     bundled="t2v-nano",
-    available=False,  # only the shared VAE is in the package yet
 )
 
 I2V_NANO = replace(
@@ -496,9 +497,59 @@ I2V_NANO = replace(
     bundled="i2v-nano",
 )
 
+NANO_SPEECH_ENCODER = SpeechEncoderConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, conv_dim=64, conv_pos_groups=4)
+
+S2V_NANO = replace(
+    T2V_NANO,
+    name="s2v-nano",
+    task="s2v",
+    model_type="s2v",
+    dit=S2VConfig(
+        dim=256, ffn_dim=1024, num_heads=4, num_layers=7, in_dim=16, out_dim=16, text_dim=128, text_len=64,
+        audio_dim=64, num_audio_layers=3, audio_inject_layers=(0, 2, 4, 6),
+    ),
+    experts=_one_expert(3.0),
+    files=replace(T2V_NANO.files, vae="Wan2.1_VAE.pth", speech_encoder="speech-encoder"),  # its own VAE: the shared one knows no faces
+    num_steps=12,
+    num_frames=32,
+    fps=16,
+    bundled="s2v-nano",
+    speech_encoder=NANO_SPEECH_ENCODER,
+)
+
+# Drawn dancers, 17 frames a clip (docs/nano.md). The sizes of the face, motion and image encoders fit their coarse faces.
+ANIMATE_NANO = replace(
+    T2V_NANO,
+    name="animate-nano",
+    task="animate",
+    model_type="animate",
+    dit=AnimateConfig(
+        dim=256,
+        ffn_dim=1024,
+        num_heads=4,
+        num_layers=8,
+        in_dim=36,
+        out_dim=16,
+        text_dim=128,
+        text_len=64,
+        image_dim=96,
+        face_size=64,
+        motion_dim=64,
+        num_motions=8,
+        face_dim=64,
+        face_every=4,
+    ),
+    experts=_one_expert(1.0),
+    files=replace(T2V_NANO.files, image_encoder="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+    fps=16,
+    bundled="animate-nano",
+    default_prompt="a dancer moves",
+    image_encoder=ImageEncoderConfig(image_size=56, dim=96, num_heads=4, num_layers=3, out_dim=16),
+)
+
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
-    for spec in (T2V_A14B, I2V_A14B, TI2V_5B, S2V_14B, ANIMATE_14B, T2V_NANO, I2V_NANO, TI2V_NANO)
+    for spec in (T2V_A14B, I2V_A14B, TI2V_5B, S2V_14B, ANIMATE_14B, T2V_NANO, I2V_NANO, S2V_NANO, TI2V_NANO, ANIMATE_NANO)
 }
 
 

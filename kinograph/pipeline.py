@@ -1,17 +1,21 @@
 """The whole path, prompt to frames: `load` a model, `generate` a video."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kinograph.config import MODELS, ModelSpec, RuntimeOptions
 from kinograph.errors import RequestError
+from kinograph.media.audio import Sound
+from kinograph.media.colour import anchored, colours
 from kinograph.recipe import Recipe, describe_request
-from kinograph.requests import VideoRequest
+from kinograph.requests import SpeechToVideo, VideoRequest
 from kinograph.runtime.embeddings import EmbeddingCache
 from kinograph.runtime.lora import Lora
 from kinograph.runtime.placement import Components, Parts, StageReport
@@ -19,20 +23,60 @@ from kinograph.sampling.denoise import ExpertRun, StepEvent, denoise, initial_no
 from kinograph.sampling.presets import find_preset
 from kinograph.sampling.solvers import make_solver
 from kinograph.tasks import TASKS
-from kinograph.tasks.inputs import ClipStart, TextEmbeddings
+from kinograph.tasks.inputs import Carry, TextEmbeddings
 from kinograph.tasks.plan import Plan
 
 
-@dataclass(frozen=True)
-class Video:
-    """A finished video. `frames`: float32 [3, T, H, W] in [-1, 1] on the CPU."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All there is to say of a finished run but its frames."""
 
-    frames: torch.Tensor
     fps: float
     plan: Plan
     recipe: Recipe
     report: list[StageReport]
     notices: tuple[str, ...] = ()
+    sound: Sound | None = None  # for the whole video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video(Outcome):
+    """A finished video. `frames`: float32 [3, T, H, W] in [-1, 1] on the CPU."""
+
+    frames: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A finished clip: what it adds to the video, float32 [3, T, H, W] in [-1, 1], and what the next one begins from."""
+
+    index: int  # from 0
+    frames: torch.Tensor
+    carry: Carry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that has begun: what serves all its clips."""
+
+    components: Components
+    request: VideoRequest
+    plan: Plan
+    text: TextEmbeddings
+    prepared: Any  # what the task's `prepare` made
+    notices: tuple[str, ...]
+    first_report: int  # where the stages of this run begin in the components' report
+
+    def outcome(self) -> Outcome:
+        """To be asked for when all clips are made: the stages so far are part of it."""
+        return Outcome(
+            fps=self.plan.fps,
+            plan=self.plan,
+            recipe=recipe_of(self.components, self.request, self.plan),
+            report=self.components.report[self.first_report :],
+            notices=self.notices,
+            sound=getattr(self.prepared, "sound", None),
+        )
 
 
 def find_model(name: str) -> ModelSpec:
@@ -64,7 +108,16 @@ def plan(request: VideoRequest, spec: ModelSpec) -> Plan:
     task = TASKS.get(type(request))
     if task is None:
         raise RequestError(f"there is no task for a {type(request).__name__}")
-    return task.plan(request, spec)
+    return task.plan(completed(request), spec)
+
+
+def completed(request: VideoRequest) -> VideoRequest:
+    """`request` as its task takes it: with the speech of its text."""
+    if not isinstance(request, SpeechToVideo):
+        return request
+    from kinograph.preprocess.speech import spoken
+
+    return spoken(request)
 
 
 def generate(
@@ -82,42 +135,84 @@ def generate(
     stage as it begins. `embeddings` shares embedded prompts between runs. The same request, seed, device and versions give
     the same frames.
     """
-    task = TASKS[type(request)]
-    plan = plan or task.plan(request, components.spec)
-    begin = on_stage or (lambda name: None)
-    reported = len(components.report)  # stages of earlier runs with the same components
+    run = begin(components, request, plan=plan, embeddings=embeddings, on_stage=on_stage)
+    clips = [clip.frames for clip in make_clips(run, on_step=on_step, on_stage=on_stage)]
+    return Video(**vars(run.outcome()), frames=clips[0] if len(clips) == 1 else torch.cat(clips, dim=1))
 
-    begin("text")
+
+def begin(
+    components: Components,
+    request: VideoRequest,
+    *,
+    plan: Plan | None = None,
+    embeddings: EmbeddingCache | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Run:
+    """The first half of `generate`: everything that serves all clips."""
+    task = TASKS[type(request)]
+    complete = completed(request)
+    plan = plan or task.plan(complete, components.spec)
+    reported = len(components.report)  # stages of earlier runs with the same components
+    _tell(on_stage, "text")
     text, notices = embed_text(components, request, plan, embeddings or EmbeddingCache(components))
-    clips: list[torch.Tensor] = []
-    previous: ClipStart | None = None
-    for clip in range(plan.num_clips):
-        begin("condition")
+    _tell(on_stage, "prepare")
+    with components.stage("prepare"):
+        prepared = task.prepare(components, complete, plan)
+    return Run(
+        components=components, request=request, plan=plan, text=text, prepared=prepared, notices=notices, first_report=reported
+    )
+
+
+def make_clips(
+    run: Run,
+    *,
+    first: int = 0,
+    carry: Carry | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Iterator[Clip]:
+    """The clips from number `first` on, each as soon as it is finished; `carry` is what the clip before `first` handed on."""
+    components, plan = run.components, run.plan
+    task = TASKS[type(run.request)]
+    for clip in range(first, plan.num_clips):
+        _tell(on_stage, "condition")
         with components.stage("condition"):
-            conditioning = task.condition(components, plan, text, task.start(request, plan, previous))
-        begin("denoise")
+            inputs = task.condition(components, plan, run.text, run.prepared, clip, carry)
+        _tell(on_stage, "denoise")
         with components.stage("denoise"):
             solver = make_solver(plan.solver, num_steps=plan.num_steps, shift=plan.shift)
             latents = denoise(
                 expert_runs(components, plan, solver.timesteps.tolist()),
                 solver,
                 noise_of_clip(components, plan, clip),
-                conditioning,
+                inputs.conditioning,
                 on_step=on_step,
             )
-        begin("decode")
+        _tell(on_stage, "decode")
         with components.stage("decode"):
-            frames = decode(components, latents)
-        clips.append(frames if clip == 0 else frames[:, 1:])  # the first frame of a later clip is the one it continues
-        previous = ClipStart(first=frames[:, -1])
-    return Video(
-        frames=clips[0] if len(clips) == 1 else torch.cat(clips, dim=1),
-        fps=plan.fps,
-        plan=plan,
-        recipe=recipe_of(components, request, plan),
-        report=components.report[reported:],
-        notices=notices,
-    )
+            latents = latents[:, :, inputs.skip_latents :]
+            video = decode(components, latents if inputs.lead is None else torch.cat([inputs.lead.to(latents), latents], dim=2))
+        frames = video[:, inputs.drop_frames :][:, : inputs.keep_frames]
+        if carry is not None and carry.anchor is not None:
+            frames = anchored(frames, carry.anchor, plan.anchor)
+        carry = next_carry(carry, frames, latents, plan)
+        yield Clip(index=clip, frames=frames, carry=carry)
+
+
+def next_carry(carry: Carry | None, frames: torch.Tensor, latents: torch.Tensor, plan: Plan) -> Carry:
+    """What is handed on after a clip of `frames` [3, T, H, W] and `latents` [1, z, T, h, w]."""
+    before = [] if carry is None else [carry.frames]
+    kept = None
+    if plan.carry_latents:
+        old = [] if carry is None or carry.latents is None else [carry.latents]
+        kept = torch.cat([*old, latents[0].float().cpu()], dim=1)[:, -plan.carry_latents :].clone()
+    anchor = (colours(frames) if carry is None else carry.anchor) if plan.anchor else None
+    return Carry(frames=torch.cat([*before, frames], dim=1)[:, -plan.carry_frames :].clone(), latents=kept, anchor=anchor)
+
+
+def _tell(on_stage: Callable[[str], None] | None, name: str) -> None:
+    if on_stage is not None:
+        on_stage(name)
 
 
 def embed_text(
@@ -125,7 +220,7 @@ def embed_text(
 ) -> tuple[TextEmbeddings, tuple[str, ...]]:
     """The embedded prompts on the device of the transformer, and notices about truncation."""
     with components.stage("text"):
-        embedded = cache.embed([request.prompt, plan.negative_prompt])
+        embedded = cache.embed([request.prompt.strip() or components.spec.default_prompt, plan.negative_prompt])
     embeddings = embedded.embeddings.to(components.device)
     notices = tuple(
         f"the {name} is too long by {dropped} tokens, which are ignored (the model reads {components.spec.text.text_len})"
@@ -137,7 +232,12 @@ def embed_text(
 
 def noise_of_clip(components: Components, plan: Plan, clip: int) -> torch.Tensor:
     """[1, z, T, h, w] float32 standard normal noise on the device of the transformer."""
-    noise = initial_noise(plan.latent_shape, plan.clip_seed(clip), drawn_on=plan.noise_device)
+    if plan.one_noise_stream:  # drawn anew up to this clip: a resumed run must go on with the same numbers
+        generator = torch.Generator(plan.noise_device).manual_seed(plan.seed)
+        draws = (torch.randn(plan.latent_shape, generator=generator, device=plan.noise_device) for _ in range(clip + 1))
+        noise = deque(draws, maxlen=1).pop()
+    else:
+        noise = initial_noise(plan.latent_shape, plan.clip_seed(clip), drawn_on=plan.noise_device)
     return noise[None].to(components.device)
 
 

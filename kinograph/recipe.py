@@ -16,12 +16,12 @@ from PIL import Image
 
 from kinograph import __version__
 from kinograph.errors import MediaError
-from kinograph.media import read_metadata
+from kinograph.media import Sound, read_metadata
 from kinograph.requests import VideoRequest
 
 FORMAT = 1  # raised when an older Kinograph could misread the recipe
 _MARK = "kinograph_recipe"
-_MEDIA_FIELDS = ("image", "video", "audio")  # last words of the names of fields that hold files
+_MEDIA_FIELDS = ("image", "video", "audio", "material")  # last words of the names of fields that hold files, or a folder of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Recipe:
     """
 
     model: str
-    request: Mapping[str, Any]  # every field of the request; pictures as {"path", "sha256"}
+    request: Mapping[str, Any]  # every field of the request; files as {"path", "sha256"}
     plan: Mapping[str, Any]  # sizes, frames, steps, the seed really used
     runtime: Mapping[str, Any] = field(default_factory=dict)  # device name, dtype, attention
     weights: Mapping[str, str] = field(default_factory=dict)  # component -> short hash
@@ -114,9 +114,11 @@ def describe_request(request: VideoRequest) -> dict[str, Any]:
 def describe(value: Any) -> Any:
     """`value` as plain JSON.
 
-    Files, which are paths and the strings in fields for media (`image`, `last_image`), become {"path", "sha256"}; pictures
-    and tensors in memory {"size" or "shape", "sha256"}. Raises TypeError for what JSON cannot hold.
+    Files, which are paths and the strings in fields for media (`image`, `audio`, `pose_video`), become {"path", "sha256"}; pictures,
+    tensors and sounds in memory {"size", "shape" or "seconds", "sha256"}. Raises TypeError for what JSON cannot hold.
     """
+    if isinstance(value, Sound):
+        return {"seconds": value.seconds, "rate": value.rate, "sha256": describe(value.samples)["sha256"]}
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: _describe_field(each.name, getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -145,13 +147,19 @@ def _describe_field(name: str, value: Any) -> Any:
 def _describe_file(path: Path) -> dict[str, str | None]:
     """A file that cannot be read any more has no hash: a recipe is made when the work is done, which must not be lost for it."""
     try:
-        digest = _sha256(path)
+        digest = folder_sha256(path) if path.is_dir() else sha256_of(path)
     except OSError:
         digest = None
     return {"path": str(path.absolute()), "sha256": digest}
 
 
-def _sha256(path: Path) -> str:
+def folder_sha256(path: Path) -> str:
+    """Of the names and contents of the inputs of an animation, `src_*`; what else lies there does not enter the result."""
+    parts = [f"{file.name} {sha256_of(file)}" for file in sorted(path.glob("src_*")) if file.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from kinograph.errors import MediaError
-from kinograph.media import write_video
+from kinograph.media import Sound, write_video
 from kinograph.recipe import Recipe, describe, describe_request, read_recipe
-from kinograph.requests import ImageToVideo, TextImageToVideo, TextToVideo
+from kinograph.requests import ImageToVideo, SpeechToVideo, TextImageToVideo, TextToVideo
 
 PROMPT = '一只猫 🐱 says: "hello"; it\'s \\n\n\tfine = # é' * 20
 
@@ -102,3 +102,14 @@ def test_damaged_and_newer_recipes():
         Recipe.from_json(json.dumps({"kinograph_recipe": 1, "model": "x"}))
     values = json.loads(recipe().to_json())
     assert Recipe.from_json(json.dumps(values | {"a later field": 1})).model == "t2v-A14B"
+
+
+def test_sounds_and_pose_videos(tmp_path):
+    sound, pose = tmp_path / "talk.wav", tmp_path / "pose.mp4"
+    sound.write_bytes(b"sound")
+    pose.write_bytes(b"pose")
+    found = describe_request(SpeechToVideo(audio=str(sound), pose_video=str(pose), tts_prompt_audio=str(sound)))
+    for name, path in (("audio", sound), ("pose_video", pose), ("tts_prompt_audio", sound)):
+        assert found[name] == {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    in_memory = [describe_request(SpeechToVideo(audio=Sound(samples=torch.full((2, 8000), level), rate=16000))) for level in (0.1, 0.2)]
+    assert in_memory[0]["audio"]["seconds"] == 0.5 and in_memory[0]["audio"]["sha256"] != in_memory[1]["audio"]["sha256"]

@@ -12,7 +12,17 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kinograph.checkpoints import wording
-from kinograph.checkpoints.recognise import TEXT_ENCODER, TRANSFORMER, VAE_NAME, Contents, Files, all_models, fits, recognise
+from kinograph.checkpoints.recognise import (
+    BESIDE_THE_EXPERTS,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE_NAME,
+    Contents,
+    Files,
+    all_models,
+    fits,
+    recognise,
+)
 from kinograph.config import MODELS, ModelSpec
 from kinograph.errors import CheckpointError, KinographError
 
@@ -48,7 +58,7 @@ class Tree:
 
     def files(self, spec: ModelSpec, name: str) -> Files:
         """The files of the model called `name`; CheckpointError unless exactly one file fits."""
-        kind = name if name in (TEXT_ENCODER, VAE_NAME) else TRANSFORMER
+        kind = name if name in BESIDE_THE_EXPERTS else TRANSFORMER
         fitting = [contents for contents in self.contents if contents.kind == kind and fits(contents, spec)]
         if kind == TRANSFORMER and len(spec.experts) > 1:
             fitting = _of_expert(fitting, name)

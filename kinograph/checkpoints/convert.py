@@ -81,6 +81,10 @@ def convert_folder(
 ) -> Path:
     """Folder `target`, holding the models of `spec` that `source` (any layout) and `parts` have, in the layout of `to`."""
     target = Path(target)
+    if spec.speech_encoder is not None or spec.image_encoder is not None:
+        raise CheckpointError(
+            f"folders of {spec.name} are read as published and not converted; its transformer alone can be: give that file as the source"
+        )
     if to.layout == PUBLISHED and ".." in Path(spec.files.vae).parts:
         raise CheckpointError(f"{spec.name} shares files with models outside its folder; write it with --to {DIFFUSERS} or --to {SINGLE}")
     checkpoint = open_checkpoint(spec, source, parts=parts)

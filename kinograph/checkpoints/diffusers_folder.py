@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kinograph.checkpoints import wording
-from kinograph.checkpoints.recognise import TEXT_ENCODER, VAE_NAME, Files, model_files, read_settings
+from kinograph.checkpoints.recognise import BESIDE_THE_EXPERTS, VAE_NAME, Files, model_files, read_settings
 from kinograph.config import MODELS, Expert, ModelSpec
 from kinograph.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def is_diffusers(folder: Path) -> bool:
 
 def model_folder(spec: ModelSpec, name: str) -> str:
     """Where the model called `name` lies inside the folder."""
-    if name in (TEXT_ENCODER, VAE_NAME):
+    if name in BESIDE_THE_EXPERTS:
         return name
     return TRANSFORMERS[[expert.name for expert in spec.experts].index(name)]
 
@@ -51,6 +51,8 @@ def check(spec: ModelSpec, folder: Path, needed: Collection[str]) -> tuple[str, 
 
     CheckpointError where it is of another model or lacks one of the models `needed`.
     """
+    if spec.task not in PIPELINES:
+        raise CheckpointError(f"{folder} is a diffusers folder, and {spec.name} is read in its published layout; give that folder")
     index = read_settings(folder / INDEX)
     if index.get("_class_name") not in PIPELINES.values():
         readable = " and ".join(sorted(set(PIPELINES.values())))

@@ -112,7 +112,9 @@ def needed(spec: ModelSpec, listing: Listing) -> Listing:
     chosen = tuple(
         file
         for file in listing.files
-        if file.path in others or file.path.startswith(other_starts) or (file.path.startswith(dit_starts) and _is_dit(file.path))
+        if file.path in others
+        or (file.path.startswith(other_starts) and not _is_duplicate(spec, file.path))
+        or (file.path.startswith(dit_starts) and _is_dit(file.path))
     )
     paths = [file.path for file in chosen]
     absent = [name for name in others if not any(path == name or path.startswith(f"{name}/") for path in paths)]
@@ -232,6 +234,12 @@ def in_bytes(count: int) -> str:
 def _arrived(staged: Path) -> int:
     part = staged.with_name(f"{staged.name}.part")
     return next((path.stat().st_size for path in (staged, part) if path.exists()), 0)
+
+
+def _is_duplicate(spec: ModelSpec, path: str) -> bool:
+    """Whether a file beside the speech encoder's weights holds the same once more, or what no run reads."""
+    folder = spec.files.speech_encoder
+    return bool(folder) and path.startswith(f"{folder}/") and not path.endswith((f"/{layout.SPEECH_FILE}", ".json"))
 
 
 def _is_dit(path: str) -> bool:

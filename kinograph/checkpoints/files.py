@@ -1,7 +1,8 @@
 """Weight files one at a time: is it whole, and what does it hold. Nothing here reads more than headers.
 
     safetensors   8 bytes little-endian header length, JSON header, data; mapped into memory, never copied on the host
-    .pth          a plain state dict written by `torch.save` in its zip format; unpickled with weights only, mapped
+    .pth          a plain state dict, or one under "state_dict", written by `torch.save` in its zip format; unpickled with weights
+                  only, mapped
     .gguf         quantised blocks, widened while they are read (`gguf_files.py`)
 
 The first bytes of a file say which of these it is; its name counts only where they say nothing.
@@ -169,6 +170,8 @@ def _load_pth(path: Path, *, device: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as a plain state dict ({str(error).splitlines()[0]}); download it again"
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # beside it, training programs keep counters and settings
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds something other than a plain state dict of tensors; use the published file")
     return state

@@ -178,6 +178,11 @@ def without_prefix(prefix: str) -> Step:
     return lambda stream: ((name.removeprefix(prefix), tensor) for name, tensor in stream)
 
 
+def only_prefix(prefix: str) -> Step:
+    """The step that leaves out the tensors whose names do not begin with `prefix`."""
+    return lambda stream: (pair for pair in stream if pair[0].startswith(prefix))
+
+
 def without(names: Iterable[str]) -> Step:
     """The step that leaves out the tensors named: those in a file that are not weights."""
     left_out = frozenset(names)

@@ -2,12 +2,14 @@
 
     config.json, diffusion_pytorch_model*.safetensors [+ .index.json]   one folder per expert (`Expert.folder`)
     Wan2.x_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth                     or .safetensors of the same stem
+    models_clip_...pth, wav2vec2-large-xlsr-53-english/                 image and speech encoder, for the models that have one
     google/umt5-xxl/                                                    tokenizer
 
-The last three may lie outside the folder, where several models share them: `ModelSpec.files` then begins with "../".
+Those below the first line may lie outside the folder, where several models share them: `ModelSpec.files` then begins with "../".
 The others are in `diffusers_folder.py` and `comfyui_tree.py`; `Parts` replaces single models by files in any format.
 Everything in `check_folder` is cheap: it reads headers, and compares them with models built without memory.
-A model is named as `Components.place` names it: "text_encoder", "vae", and each expert by its own name.
+A model is named as `Components.place` names it: "text_encoder", "vae", "speech_encoder", "image_encoder", and each expert
+by its own name.
 """
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ from torch import nn
 from kinograph.checkpoints import comfyui_tree, diffusers_folder, wording
 from kinograph.checkpoints.files import describe
 from kinograph.checkpoints.recognise import (
+    BESIDE_THE_EXPERTS,
+    IMAGE_ENCODER,
     LORA,
+    SPEECH_ENCODER,
     TEXT_ENCODER,
     TRANSFORMER,
     UNKNOWN,
@@ -34,19 +39,25 @@ from kinograph.checkpoints.recognise import (
     model_files,
     read_settings,
     recognise,
+    relative_of,
     small_file_problem,
 )
 from kinograph.checkpoints.storage import Pair, Step, unpack
 from kinograph.checkpoints.tokenizer_files import SPIECE, TOKENIZER_JSON
-from kinograph.config import MODELS, DiTConfig, Expert, ModelSpec
+from kinograph.config import MODELS, AnimateConfig, DiTConfig, Expert, ModelSpec, S2VConfig
 from kinograph.errors import CheckpointError
 from kinograph.models.dit import DiT
+from kinograph.models.dit_animate import AnimateDiT
+from kinograph.models.dit_s2v import S2VDiT
+from kinograph.models.image_encoder import ImageEncoder
 from kinograph.models.t5 import TextEncoder
 from kinograph.models.vae import VAE
+from kinograph.models.wav2vec2 import Wav2Vec2
 
 CONFIG = "config.json"
 DIT_FILE = "diffusion_pytorch_model.safetensors"
 DIT_INDEX = f"{DIT_FILE}.index.json"
+SPEECH_FILE = "model.safetensors"
 TOKENIZER_FILE = TOKENIZER_JSON
 # The sizes that config.json has. The others are the same for every published model.
 CONFIG_KEYS = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim", "text_len", "eps")
@@ -70,7 +81,8 @@ class Weights:
 
 def model_names(spec: ModelSpec) -> tuple[str, ...]:
     """Every model of `spec`, in the order a run needs them."""
-    return (TEXT_ENCODER, *(expert.name for expert in spec.experts), VAE_NAME)
+    given = [name for name, config in ((SPEECH_ENCODER, spec.speech_encoder), (IMAGE_ENCODER, spec.image_encoder)) if config is not None]
+    return (TEXT_ENCODER, *given, *(expert.name for expert in spec.experts), VAE_NAME)
 
 
 def model_factory(spec: ModelSpec, name: str) -> Callable[[], nn.Module]:
@@ -79,9 +91,18 @@ def model_factory(spec: ModelSpec, name: str) -> Callable[[], nn.Module]:
         return partial(TextEncoder, spec.text)
     if name == VAE_NAME:
         return partial(VAE, spec.vae)
+    if name == SPEECH_ENCODER and spec.speech_encoder is not None:
+        return partial(Wav2Vec2, spec.speech_encoder)
+    if name == IMAGE_ENCODER and spec.image_encoder is not None:
+        return partial(ImageEncoder, spec.image_encoder)
     if any(expert.name == name for expert in spec.experts):
-        return partial(DiT, spec.dit)
+        return partial(transformer_class(spec.dit), spec.dit)
     raise ValueError(f"{spec.name} has no model called {name!r}; it has {', '.join(model_names(spec))}")
+
+
+def transformer_class(config: DiTConfig) -> type[DiT]:
+    """The transformer that has these sizes."""
+    return next((model for kind, model in ((S2VConfig, S2VDiT), (AnimateConfig, AnimateDiT)) if isinstance(config, kind)), DiT)
 
 
 def bundled_folder(spec: ModelSpec) -> Path:
@@ -105,6 +126,10 @@ def weight_files(spec: ModelSpec, folder: Path, name: str) -> tuple[Path, ...]:
         return (_pth_or_safetensors(folder / spec.files.text_encoder),)
     if name == VAE_NAME:
         return (_vae_file(spec, folder),)
+    if name == SPEECH_ENCODER:
+        return (folder / spec.files.speech_encoder / SPEECH_FILE,)
+    if name == IMAGE_ENCODER:
+        return (_pth_or_safetensors(folder / spec.files.image_encoder),)
     expert = next(expert for expert in spec.experts if expert.name == name)
     return _dit_files(spec, folder, expert)
 
@@ -121,6 +146,8 @@ class Parts:
     transformer: str | Path | None = None
     vae: str | Path | None = None
     text_encoder: str | Path | None = None
+    speech_encoder: str | Path | None = None
+    image_encoder: str | Path | None = None
     tokenizer: str | Path | None = None  # a folder, a tokenizer.json, a spiece.model, or a file with either inside
 
     def __bool__(self) -> bool:
@@ -465,6 +492,8 @@ def _guess_from_tensors(found: Mapping[str, torch.Tensor]) -> str | None:
     patch, ffn = found.get("patch_embedding.weight"), found.get("blocks.0.ffn.0.weight")
     if patch is None or ffn is None or patch.ndim != 5 or ffn.ndim != 2:
         return None
+    if any(name.startswith(("audio_injector.", "pose_patch_embedding.")) for name in found):
+        return None
     num_layers = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     sizes = (patch.shape[0], patch.shape[1], ffn.shape[0], num_layers)
     rows = (row for row in MODELS.values() if (row.dit.dim, row.dit.in_dim, row.dit.ffn_dim, row.dit.num_layers) == sizes)
@@ -474,17 +503,25 @@ def _guess_from_tensors(found: Mapping[str, torch.Tensor]) -> str | None:
 # -------------------------------------------------------------------------------------------------------- wording
 
 
+_ARTICLES = {
+    TEXT_ENCODER: "a text encoder",
+    VAE_NAME: "a VAE",
+    SPEECH_ENCODER: "a speech encoder",
+    IMAGE_ENCODER: "an image encoder",
+    TRANSFORMER: "a transformer",
+}
+
+
 def _another_kind(spec: ModelSpec, name: str, contents: Contents) -> str | None:
     """What the files are instead, with the remedy, if they are not even of the kind wanted."""
-    kind = name if name in (TEXT_ENCODER, VAE_NAME) else TRANSFORMER
+    kind = name if name in BESIDE_THE_EXPERTS else TRANSFORMER
     if contents.kind == LORA:
         return "this is a LoRA, which changes a model and is none; give it with --lora"
     if contents.kind not in (kind, UNKNOWN):
-        article = {TEXT_ENCODER: "a text encoder", VAE_NAME: "a VAE", TRANSFORMER: "a transformer"}[contents.kind]
-        return f"this is {article}; give the right file with {wording.flag_of(spec, name)}"
+        return f"this is {_ARTICLES[contents.kind]}; give the right file with {wording.flag_of(spec, name)}"
     if kind == VAE_NAME and contents.version not in ("", spec.vae.version):
         return f"this is a {contents.version} VAE, and {wording.vae_rule(spec)}"
-    if contents.relative:
+    if contents.relative and contents.relative != relative_of(spec):
         task = f"; use --task {contents.relative}" if contents.relative in MODELS else "; use a file of the model asked for"
         return f"this is the transformer of {contents.relative}{task}"
     return None

@@ -22,8 +22,12 @@ from kinograph.checkpoints.quantised import FORMAT, FP8, check_quantisation, deq
 from kinograph.checkpoints.storage import Step, unpack
 from kinograph.config import MODELS, ModelSpec, VAEConfig
 from kinograph.errors import CheckpointError, KinographError
+from kinograph.models.wav2vec2 import module_names
 
-TEXT_ENCODER, VAE_NAME = "text_encoder", "vae"  # models as `Components.place` names them; an expert has its own name
+# Models as `Components.place` names them; an expert has its own name.
+TEXT_ENCODER, VAE_NAME = "text_encoder", "vae"
+SPEECH_ENCODER, IMAGE_ENCODER = "speech_encoder", "image_encoder"
+BESIDE_THE_EXPERTS = (TEXT_ENCODER, VAE_NAME, SPEECH_ENCODER, IMAGE_ENCODER)  # each is the kind of its file, too
 TRANSFORMER, LORA, UNKNOWN = "transformer", "lora", "unknown"  # further kinds of file
 PUBLISHED, DIFFUSERS, TRANSFORMERS, LLAMA = "published", "diffusers", "transformers", "llama.cpp"  # whose names
 EMBEDDED_TOKENIZERS = ("spiece_model", "tokenizer_json")  # a tokenizer file's bytes, as a tensor beside a text encoder
@@ -43,6 +47,8 @@ _SIGNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (TEXT_ENCODER, PUBLISHED, ("token_embedding.weight", "blocks.0.attn.q.weight")),
     (TEXT_ENCODER, TRANSFORMERS, ("encoder.final_layer_norm.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")),
     (TEXT_ENCODER, LLAMA, ("token_embd.weight", "enc.blk.0.attn_q.weight")),
+    (SPEECH_ENCODER, PUBLISHED, ("wav2vec2.feature_projection.projection.weight",)),
+    (IMAGE_ENCODER, PUBLISHED, ("visual.cls_embedding", "visual.patch_embedding.weight")),
 )
 # 2.2 nests its layers in levels.
 _NESTED = ("encoder.downsamples.0.downsamples.", "encoder.down_blocks.0.resnets.")
@@ -65,7 +71,7 @@ class Contents:
     """What the files of one model hold."""
 
     files: Files
-    kind: str  # TRANSFORMER, VAE_NAME, TEXT_ENCODER, LORA or UNKNOWN
+    kind: str  # TRANSFORMER, one of BESIDE_THE_EXPERTS, LORA or UNKNOWN
     names: str = ""  # whose: PUBLISHED, DIFFUSERS, TRANSFORMERS or LLAMA
     prefix: str = ""  # before the name of every weight
     version: str = ""  # of a VAE: "2.1" or "2.2"
@@ -82,12 +88,14 @@ class Contents:
     @property
     def models(self) -> tuple[str, ...]:
         """The rows of the model table that it belongs to."""
-        if self.relative:
-            return (self.relative,) if self.relative in MODELS else ()
-        return tuple(name for name, spec in MODELS.items() if fits(self, spec) and name not in _RELATIVES.values())
+        return tuple(name for name, spec in MODELS.items() if fits(self, spec))
 
     def steps(self, vae: VAEConfig) -> tuple[Step, ...]:
         """What turns the tensors of the files into a published state dict; `vae` gives the sizes that a VAE's names depend on."""
+        if self.kind == SPEECH_ENCODER:
+            return (module_names, unpack)
+        if self.kind == IMAGE_ENCODER:  # published in one file with a text tower, which nothing here reads
+            return (formats.only_prefix("visual."), unpack)
         steps: list[Step] = [formats.without(self.embedded)] if self.embedded else []
         if self.prefix:
             steps.append(formats.without_prefix(self.prefix))
@@ -114,8 +122,8 @@ def recognise(files: Iterable[Path]) -> Contents:
     prefix = next((prefix for prefix in formats.PREFIXES if any(name.startswith(prefix) for name in full)), "")
     header = {name.removeprefix(prefix): tensor for name, tensor in full.items()}
     kind, names = _kind(header)
-    if kind in (LORA, UNKNOWN):
-        return Contents(files=files, kind=kind, storage=_storage(files, header), num_parameters=_count(header))
+    if kind in (LORA, UNKNOWN, SPEECH_ENCODER, IMAGE_ENCODER):
+        return Contents(files=files, kind=kind, names=names, storage=_storage(files, header), num_parameters=_count(header))
     check_quantisation(header, words, _layer_formats(files, header, prefix), where=_place(files))
     return Contents(
         files=files,
@@ -151,10 +159,16 @@ def sizes_of(kind: str, names: str, header: Header) -> tuple[int, ...]:
 def fits(contents: Contents, spec: ModelSpec) -> bool:
     """Whether the files are of the sizes of `spec`."""
     if contents.kind == TRANSFORMER:
-        return not contents.relative and contents.sizes == (spec.dit.dim, spec.dit.in_dim, spec.dit.ffn_dim, spec.dit.num_layers)
+        sizes = (spec.dit.dim, spec.dit.in_dim, spec.dit.ffn_dim, spec.dit.num_layers)
+        return contents.relative == relative_of(spec) and contents.sizes == sizes
     if contents.kind == VAE_NAME:
         return contents.version == spec.vae.version and contents.sizes == (spec.vae.base_dim,)
     return contents.kind == TEXT_ENCODER and contents.sizes == (spec.text.vocab_size, spec.text.dim, spec.text.num_layers)
+
+
+def relative_of(spec: ModelSpec) -> str:
+    """What `Contents.relative` says of the transformers of `spec`: the published model whose kind they are, or ""."""
+    return {"s2v": "s2v-14B", "animate": "animate-14B"}.get(spec.task, "")
 
 
 # ---------------------------------------------------------------------------------------------- finding weight files
@@ -277,7 +291,9 @@ def _what(contents: Contents) -> str:
         return f"the {contents.version} VAE" + (f" ({', '.join(contents.models)})" if models else " of no model in the table")
     if contents.kind == TEXT_ENCODER:
         return "a umT5 text encoder" + ("" if models else " of no model in the table")
-    if contents.relative:
+    if contents.kind in (SPEECH_ENCODER, IMAGE_ENCODER):
+        return {SPEECH_ENCODER: "a wav2vec2 speech encoder", IMAGE_ENCODER: "a CLIP image encoder"}[contents.kind]
+    if contents.relative and not models:
         return f"the transformer of {contents.relative}"
     expert = {HIGH: "high-noise expert", LOW: "low-noise expert", None: "transformer"}[contents.expert]
     if models:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from kinograph.checkpoints.files import LENGTH_BYTES, SAFETENSORS_DTYPES
-from kinograph.checkpoints.layout import CONFIG, DIT_FILE, TEXT_ENCODER, VAE_NAME, config_json, model_names
+from kinograph.checkpoints.layout import CONFIG, DIT_FILE, SPEECH_FILE, config_json, model_names
+from kinograph.checkpoints.recognise import IMAGE_ENCODER, SPEECH_ENCODER, TEXT_ENCODER, VAE_NAME
 from kinograph.checkpoints.storage import Pair, pack_int8
 from kinograph.config import ModelSpec
 from kinograph.errors import CheckpointError
@@ -60,6 +61,13 @@ def save_checkpoint(
             write_pth(path, stored(VAE_NAME))
         with _new(work, spec.files.text_encoder, overwrite=overwrite) as path:
             write_pth(path, stored(TEXT_ENCODER))
+        if IMAGE_ENCODER in models:
+            with _new(work, spec.files.image_encoder, overwrite=overwrite) as path:
+                write_pth(path, stored(IMAGE_ENCODER))
+        if SPEECH_ENCODER in models:
+            with _new(work, spec.files.speech_encoder, overwrite=overwrite) as path:
+                path.mkdir(parents=True)
+                write_safetensors(path / SPEECH_FILE, stored(SPEECH_ENCODER))
         with _new(work, spec.files.tokenizer, overwrite=overwrite) as path:
             shutil.copytree(tokenizer, path)
     return Path(folder)

@@ -1,13 +1,13 @@
 """Words for the models of a spec in messages, the same wherever weights are looked for."""
 from __future__ import annotations
 
-from kinograph.checkpoints.recognise import TEXT_ENCODER, VAE_NAME
+from kinograph.checkpoints.recognise import IMAGE_ENCODER, SPEECH_ENCODER, TEXT_ENCODER, VAE_NAME
 from kinograph.config import ModelSpec
 
 
 def kind_of(spec: ModelSpec, name: str) -> str:
     """What the model called `name` is."""
-    fixed = {TEXT_ENCODER: "text encoder", VAE_NAME: "VAE"}
+    fixed = {TEXT_ENCODER: "text encoder", VAE_NAME: "VAE", SPEECH_ENCODER: "speech encoder", IMAGE_ENCODER: "image encoder"}
     return fixed.get(name, "transformer" if len(spec.experts) == 1 else f"{name} expert")
 
 

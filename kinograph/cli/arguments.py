@@ -124,7 +124,9 @@ class Flag:
     short: str | None = None
     fills: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    means: tuple[Any, Any] = (True, False)  # of a switch: what its field is with it, and without
     repeats: bool = False  # may be given several times; the value is the list of all
+    num_values: int = 1  # words that follow the flag; the value is their list if there are several
 
     def __str__(self) -> str:
         return f"--{self.name}"
@@ -163,10 +165,12 @@ GENERATE_FLAGS: tuple[Flag, ...] = (
     Flag(name="last_image", group=WHAT, metavar="FILE", fills=("request.last_image",), help="picture that the video ends with"),
     Flag(name="size", group=WHAT, read=size, metavar="W*H", fills=("request.width", "request.height"),
          help="pixels, 832*480 or 832x480; with a picture only the area (default: the model's own)"),
-    Flag(name="frame_num", group=WHAT, read=whole_number, metavar="N", fills=("request.num_frames",),
-         help="frames of a clip, 4n+1 (default: the model's own)"),
+    Flag(name="frame_num", other_names=("infer_frames",), group=WHAT, read=whole_number, metavar="N", fills=("request.num_frames",),
+         help="frames of a clip, 4n+1, or 4n for s2v (default: the model's own)"),
     Flag(name="num_clip", group=WHAT, read=whole_number, metavar="N", fills=("request.num_clips",),
-         help="clips, each continuing from the last frame of the one before (default: 1)"),
+         help="clips, each continuing from the one before (default: 1; for s2v as many as the sound needs)"),
+    Flag(name="colour_anchor", group=WHAT, read=number, metavar="X", fills=("request.anchor",),
+         help="keep the colours of later clips at those of the first, for s2v and animate: 0 (off, default) to 1"),
     Flag(name="fps", group=WHAT, read=number, metavar="N", fills=("request.fps",),
          help="frames per second of the file (default: the model's own)"),
     Flag(name="base_seed", other_names=("seed",), group=SAMPLING, read=seed, metavar="N", fills=("request.seed",),
@@ -190,6 +194,8 @@ GENERATE_FLAGS: tuple[Flag, ...] = (
     Flag(name="transformer", group=PARTS, metavar="FILE", help="transformer of a model that has only one"),
     Flag(name="vae", group=PARTS, metavar="FILE", help="VAE: 2.1 for the 14B models, 2.2 for ti2v"),
     Flag(name="text_encoder", group=PARTS, metavar="FILE", help="umT5"),
+    Flag(name="speech_encoder", group=PARTS, metavar="PATH", help="wav2vec2, for s2v"),
+    Flag(name="image_encoder", group=PARTS, metavar="FILE", help="CLIP, for animate"),
     Flag(name="tokenizer", group=PARTS, metavar="PATH", help="its tokenizer: folder, tokenizer.json or spiece.model"),
     Flag(name="lora", group=LORA, repeats=True, metavar="FILE[:X]",
          help="LoRA and its strength: style.safetensors:0.8, FILE:high_noise=1,low_noise=0.6, or by share of the steps "
@@ -204,6 +210,7 @@ GENERATE_FLAGS: tuple[Flag, ...] = (
     Flag(name="output_dir", group=OUTPUT, metavar="DIR",
          help="folder for names made from the request (default: the working directory; for many videos, videos)"),
     Flag(name="overwrite", group=OUTPUT, read=None, help="replace the file if it exists"),
+    Flag(name="resume", group=OUTPUT, read=None, help="go on with a video of several clips that was stopped: the same command, with -o"),
     Flag(name="json", group=OUTPUT, read=None, help="one JSON object a line on stdout"),
     Flag(name="quiet", group=OUTPUT, read=None, help="no progress"),
     Flag(name="device", group=RUN, metavar="NAME", fills=("options.device",), help="auto, cpu, cuda, cuda:1 or mps"),
@@ -226,18 +233,27 @@ GENERATE_FLAGS: tuple[Flag, ...] = (
          help="local_qwen (default), dashscope, or openai for any server that speaks its protocol"),
     Flag(name="prompt_extend_model", group=EXTEND, metavar="NAME", help="language model (default: the method's own)"),
     Flag(name="prompt_extend_target_lang", group=EXTEND, read=one_of("zh", "en"), metavar="LANG", help="zh (default) or en"),
-    Flag(name="audio", group=SPEECH, tasks=("s2v",), metavar="FILE", help="speech that the person says"),
-    Flag(name="enable_tts", group=SPEECH, tasks=("s2v",), read=None, help="make the speech from text"),
-    Flag(name="tts_prompt_audio", group=SPEECH, tasks=("s2v",), metavar="FILE", help="a voice to copy"),
-    Flag(name="tts_prompt_text", group=SPEECH, tasks=("s2v",), metavar="TEXT", help="what that voice says"),
-    Flag(name="tts_text", group=SPEECH, tasks=("s2v",), metavar="TEXT", help="what to say"),
-    Flag(name="pose_video", group=SPEECH, tasks=("s2v",), metavar="FILE", help="movement to follow"),
-    Flag(name="start_from_ref", group=SPEECH, tasks=("s2v",), read=None, help="begin with the reference picture"),
-    Flag(name="infer_frames", group=SPEECH, tasks=("s2v",), read=whole_number, metavar="N", help="frames of a clip"),
-    Flag(name="src_root_path", group=ANIMATION, tasks=("animate",), metavar="DIR", help="folder of the prepared inputs"),
-    Flag(name="refert_num", group=ANIMATION, tasks=("animate",), read=whole_number, metavar="N", help="frames that clips overlap"),
-    Flag(name="replace_flag", group=ANIMATION, tasks=("animate",), read=None, help="replace the person instead of animating the picture"),
-    Flag(name="use_relighting_lora", group=ANIMATION, tasks=("animate",), read=None, help="light the person as the scene is lit"),
+    Flag(name="audio", group=SPEECH, metavar="FILE", fills=("request.audio",),
+         help="what the person says or sings: any sound, or a video with one; the result is as long and has it as its sound"),
+    Flag(name="tts_text", group=SPEECH, metavar="TEXT", fills=("request.tts_text",),
+         help="what to say, instead of --audio; without --tts_prompt_audio in a small built-in voice"),
+    Flag(name="enable_tts", group=SPEECH, read=None, fills=("request.enable_tts",), help="the same as giving --tts_text, which it needs"),
+    Flag(name="tts_prompt_audio", group=SPEECH, metavar="FILE", fills=("request.tts_prompt_audio",),
+         help="a sample of the voice to speak --tts_text with, 1 to 30 s; needs CosyVoice"),
+    Flag(name="tts_prompt_text", group=SPEECH, metavar="TEXT", fills=("request.tts_prompt_text",), help="what is said in the sample"),
+    Flag(name="pose_video", group=SPEECH, metavar="FILE", fills=("request.pose_video",), help="drawn skeletons to follow"),
+    Flag(name="start_from_ref", group=SPEECH, read=None, fills=("request.start_from_reference",), help="begin with the picture itself"),
+    Flag(name="carry", group=SPEECH, metavar="NAME", fills=("request.carry",),
+         help="what a clip goes on from: the newest pixels (default), or latents, which are not encoded anew"),
+    Flag(name="sound_offset", group=SPEECH, read=number, metavar="X", fills=("request.sound_offset",),
+         help="seconds by which the sound in the file comes later (default: 0)"),
+    Flag(name="src_root_path", other_names=("material",), group=ANIMATION, metavar="DIR", fills=("request.material",),
+         help="folder of the prepared inputs"),
+    Flag(name="refert_num", group=ANIMATION, read=whole_number, metavar="N", fills=("request.overlap",),
+         help="frames that a clip goes on from, 1 or 5 (default: 1)"),
+    Flag(name="replace_flag", group=ANIMATION, read=None, means=("replace", "animate"), fills=("request.mode",),
+         help="put the character in the person's place instead of animating the picture"),
+    Flag(name="use_relighting_lora", group=ANIMATION, tasks=("animate",), read=None, help="light the character as the scene is lit"),
 )  # fmt: skip
 
 
@@ -263,9 +279,13 @@ class Parser(argparse.ArgumentParser):
             if flag.group not in groups:
                 groups[flag.group] = self.add_argument_group(flag.group)
             names = [f"--{name}" for name in (flag.name, *flag.other_names)] + ([f"-{flag.short}"] if flag.short else [])
-            kind: dict[str, Any] = {"action": "store_true"} if flag.read is None else {"type": flag.value, "metavar": flag.metavar}
+            kind: dict[str, Any] = {"type": flag.value, "metavar": flag.metavar}
+            if flag.read is None:
+                kind = {"action": "store_const", "const": flag.means[0]}
             if flag.repeats:
                 kind["action"] = "append"
+            if flag.num_values > 1:
+                kind["nargs"] = flag.num_values
             groups[flag.group].add_argument(*names, dest=flag.name, default=None, help=flag.help.replace("%", "%%"), **kind)
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -280,7 +300,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # argparse writes "argument --base_seed/--seed: expected one argument"; the first spelling is enough.
-        raise RequestError(re.sub(r"argument (-[^/:\s]+)[^:]*: expected one argument", r"\1 needs a value", message))
+        message = re.sub(r"argument (-[^/:\s]+)[^:]*: expected one argument", r"\1 needs a value", message)
+        raise RequestError(re.sub(r"argument (-[^/:\s]+)[^:]*: expected (\d+) arguments", r"\1 needs \2 values", message))
 
     def _refuse_unknown(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]

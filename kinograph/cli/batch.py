@@ -205,7 +205,7 @@ def listed(wanted: Wanted, setup: Setup, common: Mapping[str, Any], ledger: Ledg
         wanted=wanted,
         identity=identity,
         entry=entry,
-        job=Job(setup=setup, request=replace(request, seed=entry.seed), overwrite=overwrite),
+        job=Job(setup=setup, request=replace(request, seed=entry.seed), overwrite=overwrite, resume=None),
         plan=replace(plan, seed=entry.seed),
         path=ledger.folder / entry.name,
     )
@@ -259,11 +259,12 @@ def with_extended_prompt(video: Listed, ledger: Ledger, extender: PromptExtender
 def make_one(video: Listed, components: Components, embeddings: EmbeddingCache, progress: Progress, tally: Tally) -> None:
     """Makes one video. What is wrong with it alone is a problem; that nothing can be written ends the batch."""
     try:
-        made = work.generated(video.job, video.plan, components, progress, embeddings=embeddings)
+        facts, summary = work.made(video.job, video.plan, components, str(video.path), progress, embeddings=embeddings)
+    except work.NotWritten:
+        raise
     except KinographError as error:
         tally.failed += 1
         progress.problem(video.where, f"{video.wanted.row.source}: {error}")
         return
-    facts, summary = work.written(video.job, made, components, str(video.path), progress)
     tally.made += 1
     progress.result(facts, summary.partition("\n")[0])

@@ -45,6 +45,7 @@ class Setup:
     folder: str | None = None  # of the weights; None: those that ship with the package, or that the cache of a hub has
     parts: Parts | None = None  # single models from elsewhere
     loras: tuple[LoraFile, ...] = ()
+    relighting: bool = False  # the LoRA for it that lies beside the weights joins them
     lora_mode: str = "auto"
     lora_ignore_unmatched: bool = False
     extension: Extension | None = None  # None: prompts are used as they are
@@ -59,6 +60,7 @@ class Job:
     save_file: str | None = None  # as written: a slash at the end means a folder. None: a name made from the request
     output_dir: str | None = None  # for names made from the request; None: the working directory
     overwrite: bool = False
+    resume: bool | None = False  # go on with the clips that an earlier run left; None: where they are this very run's
     extended: Mapping[str, str | None] = field(default_factory=dict)  # where the prompt of `request` came from, for the recipe
 
 
@@ -73,6 +75,7 @@ def job_of(values: Mapping[str, Any]) -> Job:
         save_file=values.get("save_file"),
         output_dir=values.get("output_dir"),
         overwrite=bool(values.get("overwrite")),
+        resume="resume" in values,
     )
 
 
@@ -90,6 +93,7 @@ def setup_of(values: Mapping[str, Any]) -> Setup:
         folder=values.get("ckpt_dir"),
         parts=parts_of(values),
         loras=loras_of(values),
+        relighting="use_relighting_lora" in values,
         lora_mode=values.get("lora_mode", "auto"),
         lora_ignore_unmatched="lora_ignore_unmatched" in values,
         extension=extension_of(values),
@@ -208,9 +212,16 @@ def request_of(values: Mapping[str, Any], spec: ModelSpec) -> VideoRequest:
 
     refuse_flags_of_other_tasks(values, spec)
     fields = fields_of(values, "request")
-    if "prompt" not in fields:
+    if not fields.get("prompt", "").strip() and spec.default_prompt:
+        fields["prompt"] = spec.default_prompt
+    request_class = REQUESTS[spec.task]
+    if "prompt" not in fields and _needs_prompt(request_class):
         raise RequestError('there is no prompt; say what the video should show: kinograph generate "a red ball rolls to the right"')
-    return REQUESTS[spec.task](**fields)
+    return request_class(**fields)
+
+
+def _needs_prompt(request_class: type[VideoRequest]) -> bool:
+    return any(each.name == "prompt" and each.default is dataclasses.MISSING for each in dataclasses.fields(request_class))
 
 
 def refuse_flags_of_other_tasks(values: Mapping[str, Any], spec: ModelSpec) -> None:

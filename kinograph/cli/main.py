@@ -30,6 +30,8 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "generate": Command("kinograph.cli.generate", "make a video from a prompt, a picture, or both; or many videos"),
+    "animate": Command("kinograph.cli.animate", "make a character move as a person in a video, or take that person's place"),
+    "preprocess": Command("kinograph.cli.preprocess", "prepare a video and a picture for character animation"),
     "models": Command("kinograph.cli.models", "list the models: task, sizes, parameters, where the weights are"),
     "inspect": Command("kinograph.cli.inspect", "show the recipe of a generated file, or what weights are"),
     "replay": Command("kinograph.cli.replay", "make a generated file again from its recipe"),

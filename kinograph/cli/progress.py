@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STAGES = {
     "extend": "extending the prompt",
     "text": "reading the prompt",
+    "prepare": "reading the inputs",
     "condition": "preparing the conditioning",
     "denoise": "denoising",
     "decode": "decoding frames",

@@ -4,7 +4,6 @@ Flags of `generate` replace what the recipe says. What differs from then, and ma
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from kinograph.runtime.lora import LoraFile
     from kinograph.runtime.placement import Components
 
-# The model is the recipe's, and its prompt is final.
-FLAGS = tuple(flag for flag in GENERATE_FLAGS if flag.name != "task" and flag.group not in (EXTEND, MANY))
+# The model is the recipe's, its prompt is final, and the LoRA for relighting is among its LoRAs.
+FLAGS = tuple(flag for flag in GENERATE_FLAGS if flag.name not in ("task", "use_relighting_lora") and flag.group not in (EXTEND, MANY))
 DECIDED = ("seed", "num_frames", "num_steps", "shift", "solver", "fps", "negative_prompt", "noise_device")
 SAME_RESULT_KEYS = ("device_name", "dtype", "vae_dtype", "text_dtype")  # of the recipe's runtime: what rounding depends on
 
@@ -89,6 +88,7 @@ def job_of(recipe: Recipe, values: Mapping[str, Any]) -> Job:
         save_file=values.get("save_file"),
         output_dir=values.get("output_dir"),
         overwrite="overwrite" in values,
+        resume="resume" in values,
         extended={} if "prompt" in values else recipe.prompt_extension,
     )
 
@@ -133,11 +133,13 @@ def restored(name: str, value: Any) -> Any:
     """`value` of the field `name` as a request has it: the record of a picture becomes its path."""
     if not isinstance(value, Mapping) or "sha256" not in value:
         return value
+    from kinograph.recipe import folder_sha256, sha256_of
+
     if "path" not in value:
         raise MediaError(f"the recipe's {name} was given in memory, not as a file; give it with --{name} FILE")
     path = Path(value["path"])
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = folder_sha256(path) if path.is_dir() else sha256_of(path)
     except OSError:
         raise MediaError(f"the recipe's {name} {path} is not there; put it back, or give another with --{name} FILE") from None
     if found != value["sha256"]:

@@ -1,7 +1,7 @@
 """Files of prompts: .txt (one a line, `#` begins a comment), .jsonl (an object a line), .csv (a header, then a row a video).
 
 A row has the settings that may differ between the videos of a batch: what fills the request. They are named as the flags are,
-or as the fields of the request. Pictures are looked for from the folder of the file.
+or as the fields of the request. Files and folders are looked for from the folder of the file.
 """
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kinograph.cli.arguments import GENERATE_FLAGS, Flag, near_match
+from kinograph.cli.arguments import GENERATE_FLAGS, Flag, near_match, yes_or_no
 from kinograph.errors import RequestError
 
 SIZE = next(flag for flag in GENERATE_FLAGS if flag.name == "size")
 ROW_FLAGS = tuple(flag for flag in GENERATE_FLAGS if any(name.startswith("request.") for name in flag.fills) and flag.name != "preset")
-PICTURES = ("image", "last_image")
+PATHS = ("image", "last_image", "audio", "pose_video", "tts_prompt_audio", "src_root_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def values_of(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if flag.name in values:
             raise RequestError(f"{name!r} is given twice, under two names; leave one out")
         values[flag.name] = _value(flag, name, value)
-    return values | {name: str(folder / values[name]) for name in PICTURES if name in values}
+    return values | {name: str(folder / values[name]) for name in PATHS if name in values}
 
 
 def _with_size(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +165,18 @@ def _unknown(name: str) -> str | None:
 
 
 def _value(flag: Flag, name: str, value: Any) -> Any:
+    if flag.read is None:
+        return flag.means[0 if _is_on(name, value) else 1]
     if flag.read is str and not isinstance(value, str):
         raise RequestError(f"{name} must be a text; got {json.dumps(value)}")
     return flag.value(_as_text(value), called=name)
+
+
+def _is_on(name: str, value: Any) -> bool:
+    try:
+        return yes_or_no(_as_text(value))
+    except ValueError as problem:
+        raise RequestError(f"{name} {problem}; got {json.dumps(value)}") from None
 
 
 def _as_text(value: Any) -> str:

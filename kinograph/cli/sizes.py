@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from math import prod
 
-from kinograph.config import DiTConfig, ModelSpec, TextConfig
+from kinograph.config import DiTConfig, ModelSpec, S2VConfig, TextConfig
 
 GIB = 2**30
 RESERVE = 2 * GIB  # the VAE, the CUDA context, and what the allocator cannot use
@@ -24,7 +24,21 @@ def dit_parameters(config: DiTConfig) -> int:
         + _linear(d, 6 * d)
     )
     head = _linear(d, config.out_dim * patch) + 2 * d
-    return embeddings + config.num_layers * block + head
+    extras = s2v_parameters(config) if isinstance(config, S2VConfig) else 0
+    return embeddings + config.num_layers * block + head + extras
+
+
+def s2v_parameters(config: S2VConfig) -> int:
+    """Numbers that speech to video adds to the transformer."""
+    d, quarter = config.dim, config.dim // 4
+    injection = 4 * _linear(d, d) + 2 * d + config.enable_adain * _linear(d, 2 * d)
+    local_branch = _linear(3 * config.audio_dim, quarter * config.num_audio_token)
+    global_branch = _linear(3 * config.audio_dim, quarter) + _linear(d, d)
+    shared = _linear(3 * quarter, d // 2) + _linear(3 * d // 2, d) + d
+    audio = config.num_audio_layers + local_branch + config.enable_adain * global_branch + shared
+    pose = _linear(config.cond_dim * prod(config.patch_size), d)
+    motion = sum(_linear(config.in_dim * volume, d) for volume in (4, 32, 256))
+    return len(config.audio_inject_layers) * injection + audio + pose + motion + 3 * d
 
 
 def text_parameters(config: TextConfig) -> int:

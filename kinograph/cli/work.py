@@ -6,17 +6,19 @@ the weights, the LoRA files, in this order.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinograph.cli.arguments import GENERATE_FLAGS
+from kinograph.cli.clips import ClipFolder
 from kinograph.cli.job import Job, Setup
 from kinograph.cli.progress import Progress
 from kinograph.cli.sizes import GIB
@@ -24,12 +26,18 @@ from kinograph.config import ModelSpec
 from kinograph.errors import CheckpointError, MediaError, RequestError
 
 if TYPE_CHECKING:
-    from kinograph.pipeline import Video
+    import torch
+
+    from kinograph.pipeline import Outcome
     from kinograph.preprocess.prompts import PromptExtender
     from kinograph.requests import VideoRequest
     from kinograph.runtime.embeddings import EmbeddingCache
     from kinograph.runtime.placement import Components, StageReport
     from kinograph.tasks.plan import Plan
+
+class NotWritten(MediaError):
+    """A finished video that could not be written under its name."""
+
 
 FLAG_OF_FIELD = {
     name.removeprefix("request."): flag.name for flag in GENERATE_FLAGS for name in flag.fills if name != f"request.{flag.name}"
@@ -41,9 +49,11 @@ def carry_out(job: Job, progress: Progress, *, check: Callable[[Components], Non
 
     `check` sees the components before any weight is read; it may raise, or say something.
     """
+    job = as_recorded(job)
     plan = planned(job.request, job.setup.spec)
     target = output_path(job, plan)
-    extender = make_extender(job.setup)
+    check_clips(job, plan, target)
+    extender = None if job.extended else make_extender(job.setup)
     components = load(job.setup, plan, progress)
     check(components)
     for warning in plan.warnings:
@@ -51,8 +61,7 @@ def carry_out(job: Job, progress: Progress, *, check: Callable[[Components], Non
     if extender is not None:
         with extender:
             job = extended(job, plan, extender, progress)
-    video = generated(job, plan, components, progress)
-    facts, summary = written(job, video, components, target, progress)
+    facts, summary = made(job, plan, components, target, progress)
     progress.result(facts, summary)
     return Path(facts["path"])
 
@@ -117,13 +126,16 @@ def _means_folder(target: str) -> bool:
 def load(setup: Setup, plan: Plan, progress: Progress) -> Components:
     """The components, every file of theirs checked; `plan` says how many steps a few-step preset has."""
     from kinograph import pipeline
-    from kinograph.runtime.lora import Lora, with_preset
+    from kinograph.runtime.lora import Lora, relighting_lora, with_preset
+    from kinograph.runtime.placement import bundled_folder
     from kinograph.sampling.presets import find_preset
 
     loras = list(setup.loras)
     if plan.preset is not None:
         loras = with_preset(loras, find_preset(plan.preset), plan.num_steps)
     folder = weights_folder(setup)
+    if setup.relighting:
+        loras.append(relighting_lora(bundled_folder(setup.spec) if folder is None else folder))
     lora = Lora(setup.spec, loras, mode=setup.lora_mode, ignore_unmatched=setup.lora_ignore_unmatched) if loras else None
     for note in lora.notes if lora else ():
         progress.notice(note)
@@ -175,67 +187,160 @@ def extended(job: Job, plan: Plan, extender: PromptExtender, progress: Progress)
 # ------------------------------------------------------------------------------------------------------------ video
 
 
-def generated(
-    job: Job, plan: Plan, components: Components, progress: Progress, *, embeddings: EmbeddingCache | None = None
-) -> Video:
-    """The video, with all that the recipe is to hold."""
+def made(
+    job: Job, plan: Plan, components: Components, target: str, progress: Progress, *, embeddings: EmbeddingCache | None = None
+) -> tuple[dict[str, Any], str]:
+    """Makes the video and writes it to `target`; (facts for machines, summary for people)."""
     from kinograph import pipeline
+    from kinograph.media import to_uint8
 
+    if plan.num_clips > 1:
+        return made_of_clips(job, plan, components, target, progress, embeddings=embeddings)
     video = pipeline.generate(
         components, job.request, plan=plan, embeddings=embeddings, on_step=progress.step, on_stage=progress.stage
     )
-    for notice in video.notices:
-        progress.notice(notice)
-    return replace(video, recipe=replace(video.recipe, prompt_extension=job.extended))
+    frames = to_uint8(video.frames)
+    return written(video, lambda: [frames], components, job, target, progress)
 
 
-def written(job: Job, video: Video, components: Components, target: str, progress: Progress) -> tuple[dict[str, Any], str]:
+def made_of_clips(
+    job: Job, plan: Plan, components: Components, target: str, progress: Progress, *, embeddings: EmbeddingCache | None = None
+) -> tuple[dict[str, Any], str]:
+    """The same for a video of several clips, each of which is kept as soon as it is finished."""
+    from kinograph import pipeline
+    from kinograph.media.drift import describe_drift, measure_drift
+
+    folder = ClipFolder.beside(target)
+    facts = clip_facts(job, plan, components)
+    done, carry = folder.resume(facts) if wants_resume(job, folder, facts) else (0, None)
+    if not done:
+        folder.begin(facts)
+    try:
+        run = pipeline.begin(components, job.request, plan=plan, embeddings=embeddings, on_stage=progress.stage)
+        for clip in pipeline.make_clips(run, first=done, carry=carry, on_step=progress.step, on_stage=progress.stage):
+            folder.add(clip, plan.fps)
+            done = clip.index + 1
+            progress.notice(f"clip {done} of {plan.num_clips} is finished")
+    except BaseException:
+        if done:
+            progress.notice(f"{done} of {plan.num_clips} clips are kept in {folder.folder}; go on with: -o {target} --resume")
+        else:
+            folder.remove()
+        raise
+    drift = measure_drift(folder.frames(plan.num_clips))
+    facts, summary = written(run.outcome(), lambda: folder.frames(plan.num_clips), components, job, target, progress)
+    folder.remove()
+    return {**facts, "drift": [dataclasses.asdict(each) for each in drift]}, f"{summary}\n  {describe_drift(drift)}"
+
+
+def as_recorded(job: Job) -> Job:
+    """A job to be gone on with, with what was decided when it began: a drawn seed, an extended prompt."""
+    if not job.resume:
+        return job
+    if job.save_file is None:
+        raise RequestError("--resume goes on with a video, so it needs its name: add -o FILE")
+    recorded = ClipFolder.beside(job.save_file).recorded()
+    if recorded is None:
+        return job  # `check_clips` says so
+    request = replace(job.request, seed=recorded["plan"]["seed"]) if job.request.seed < 0 else job.request
+    if job.setup.extension is not None and recorded["extended"]:
+        return replace(job, request=replace(request, prompt=recorded["request"]["prompt"]), extended=recorded["extended"])
+    return replace(job, request=request)
+
+
+def check_clips(job: Job, plan: Plan, target: str) -> None:
+    """Refuses to lose the clips of an unfinished run, and to go on where there is nothing to go on with."""
+    if plan.num_clips == 1:
+        if job.resume:
+            raise RequestError("--resume goes on with a video of several clips; this one has a single clip: leave --resume out")
+        return
+    folder = ClipFolder.beside(target)
+    recorded = folder.recorded()
+    if job.resume and recorded is None:
+        raise MediaError(f"there is nothing to go on with: {folder.folder} does not exist; leave --resume out")
+    if recorded is not None and not job.resume and not job.overwrite:
+        raise MediaError(f"{folder.folder} holds clips of an unfinished video; add --resume to go on with it, or --overwrite to start anew")
+
+
+def wants_resume(job: Job, folder: ClipFolder, facts: dict[str, Any]) -> bool:
+    """Whether to go on: as asked, or, where nothing was said, if the clips that are there are this very run's."""
+    return job.resume if job.resume is not None else folder.recorded() == json.loads(json.dumps(facts))
+
+
+def clip_facts(job: Job, plan: Plan, components: Components) -> dict[str, Any]:
+    """What makes a run the same run."""
+    from kinograph.pipeline import loras_of
+    from kinograph.recipe import describe, describe_request
+
+    return {
+        "model": components.spec.name,
+        "request": describe_request(replace(job.request, seed=plan.seed)),
+        "plan": describe(plan),
+        "extended": dict(job.extended),
+        "weights": components.fingerprints(),
+        "loras": [described for lora in loras_of(components) for described in lora.describe()],
+    }
+
+
+Frames = Callable[[], Iterable["torch.Tensor"]]
+"""The frames of a video, uint8 [T, H, W, 3] each, as often as they are asked for."""
+
+
+def written(
+    outcome: Outcome, frames: Frames, components: Components, job: Job, target: str, progress: Progress
+) -> tuple[dict[str, Any], str]:
     """Writes the video to `target`; (facts for machines, summary for people)."""
+    from kinograph.media import holds_sound
+
+    for notice in outcome.notices:
+        progress.notice(notice)
+    if outcome.sound is not None and not holds_sound(target):
+        progress.notice(f"{target} cannot hold the sound and stays silent; .mp4, .mov and .webm can")
     progress.stage("write")
     began = time.monotonic()
-    path = write(video, target, overwrite=job.overwrite)
-    return closing(video, path, write_seconds=time.monotonic() - began, notes=components.notes)
+    recipe = replace(outcome.recipe, prompt_extension=job.extended)
+    path = write(replace(outcome, recipe=recipe), frames, target, overwrite=job.overwrite)
+    return closing(outcome, path, write_seconds=time.monotonic() - began, notes=components.notes)
 
 
-def write(video: Video, target: str, *, overwrite: bool) -> Path:
+def write(outcome: Outcome, frames: Frames, target: str, *, overwrite: bool) -> Path:
     """Writes the video and returns its path. If that fails, the work is kept in the temporary folder, and the error says where."""
-    from kinograph.media import to_uint8, unique_path, write_video
+    from kinograph.media import unique_path, write_video
 
-    frames = to_uint8(video.frames)
-    metadata = video.recipe.to_json()
+    metadata = outcome.recipe.to_json()
     try:
-        return write_video(target, frames, video.fps, metadata=metadata, overwrite=overwrite)
+        return write_video(target, frames(), outcome.fps, metadata=metadata, sound=outcome.sound, overwrite=overwrite)
     except MediaError as error:
         refuge = str(unique_path(Path(tempfile.gettempdir()) / Path(target).name)) + ("/" if _means_folder(target) else "")
         try:
-            kept = write_video(refuge, frames, video.fps, metadata=metadata)
+            kept = write_video(refuge, frames(), outcome.fps, metadata=metadata, sound=outcome.sound)
         except MediaError:
-            raise error from None
-        raise MediaError(f"{error}; the finished video was saved as {kept} instead") from error
+            raise NotWritten(str(error)) from error
+        raise NotWritten(f"{error}; the finished video was saved as {kept} instead") from error
 
 
-def closing(video: Video, path: Path, *, write_seconds: float, notes: Sequence[str]) -> tuple[dict[str, Any], str]:
+def closing(outcome: Outcome, path: Path, *, write_seconds: float, notes: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(facts for machines, summary for people) of a finished run."""
-    plan = video.plan
+    plan = outcome.plan
     stages = [
         {name: round(value, 3) if isinstance(value, float) else value for name, value in dataclasses.asdict(stage).items()}
-        for stage in video.report
+        for stage in outcome.report
     ]
     facts = {
         "path": str(path),
         "model": plan.model,
-        "prompt": video.recipe.request["prompt"],
+        "prompt": outcome.recipe.request["prompt"],
         "seed": plan.seed,
         "width": plan.width,
         "height": plan.height,
         "num_frames": plan.total_frames,
-        "fps": video.fps,
+        "fps": outcome.fps,
         "stages": stages,
         "write_seconds": round(write_seconds, 3),
         "notes": list(notes),
     }
-    lines = [f"{path}: {plan.width}*{plan.height}, {plan.total_frames} frames at {video.fps:g} fps, seed {plan.seed}"]
-    lines += [f"  {stage.stage:<10} {stage.seconds:8.1f} s{_memory(stage)}" for stage in video.report]
+    lines = [f"{path}: {plan.width}*{plan.height}, {plan.total_frames} frames at {outcome.fps:g} fps, seed {plan.seed}"]
+    lines += [f"  {stage.stage:<10} {stage.seconds:8.1f} s{_memory(stage)}" for stage in outcome.report]
     lines.append(f"  {'write':<10} {write_seconds:8.1f} s")
     lines += [f"  {note}" for note in notes]
     return facts, "\n".join(lines)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Protocol, cast
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
 from av.video.reformatter import Colorspace, Interpolation
 from av.video.stream import VideoStream
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from kinograph.errors import MediaError
+from kinograph.media.audio import Sound
 
 TEXT_KEY = "Comment"  # a registered PNG keyword; containers call the same thing "comment"
 # Visually lossless for generated video, and about the quality setting of the published code or better. x264 makes 4:2:0 with these presets
@@ -27,6 +31,7 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
     ".mov": ("libx264", {"crf": "17", "preset": "medium"}),
     ".webm": ("libvpx-vp9", {"crf": "22", "row-mt": "1", "deadline": "good", "cpu-used": "2"}),
 }
+SOUND_CODECS = {".mp4": "aac", ".mov": "aac", ".webm": "libopus"}
 SUFFIXES = (*CODECS, ".gif", ".png")
 _BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709", "color_range": "tv"}
 _KEYFRAME_SECONDS = 2  # players seek to key frames; the encoders' default of 250 frames is longer than most clips
@@ -40,10 +45,10 @@ class Encoder(Protocol):
     def abandon(self) -> None: ...
 
 
-def make_encoder(path: Path, *, kind: str, fps: float, text: str | None) -> Encoder:
-    """The writer for `kind`: a suffix of `SUFFIXES`, or "" for a folder of pictures."""
+def make_encoder(path: Path, *, kind: str, fps: float, text: str | None, sound: Sound | None = None) -> Encoder:
+    """The writer for `kind`: a suffix of `SUFFIXES`, or "" for a folder of pictures. Only those of `CODECS` can hold a sound."""
     if kind in CODECS:
-        return VideoFile(path, suffix=kind, fps=fps, text=text)
+        return VideoFile(path, suffix=kind, fps=fps, text=text, sound=sound)
     if kind == ".gif":
         return AnimatedGif(path, fps=fps, text=text)
     if kind == ".png":
@@ -54,7 +59,17 @@ def make_encoder(path: Path, *, kind: str, fps: float, text: str | None) -> Enco
 class VideoFile:
     """H.264 or VP9, 8-bit 4:2:0, BT.709 in limited range and tagged so: what every player and browser expects."""
 
-    def __init__(self, path: Path, *, suffix: str, fps: float, text: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        suffix: str,
+        fps: float,
+        text: str | None,
+        sound: Sound | None = None,
+        quality: Mapping[str, str] | None = None,
+    ) -> None:
+        """`quality`: the codec's own options, in place of those in `CODECS`."""
         # faststart puts the index first, so that a browser can start before it has the whole file.
         # QuickTime's own comment atom ends at 64 kB and its text encoding is a guess; its metadata keys are UTF-8.
         movflags = {".mp4": "+faststart", ".mov": "+faststart+use_metadata_tags"}.get(suffix)
@@ -63,12 +78,13 @@ class VideoFile:
             self._container.metadata[TEXT_KEY.lower()] = text
         codec, options = CODECS[suffix]
         rate = Fraction(fps).limit_denominator(1001)
-        self._stream = cast(VideoStream, self._container.add_stream(codec, rate=rate, options={**options, **_BT709}))
+        self._stream = cast(VideoStream, self._container.add_stream(codec, rate=rate, options={**(quality or options), **_BT709}))
         self._stream.pix_fmt = "yuv420p"
         self._stream.bit_rate = 0  # quality alone decides; with a bit rate set, VP9 would treat it as a ceiling
         self._stream.codec_context.gop_size = max(1, round(_KEYFRAME_SECONDS * fps))
         self._seconds_per_frame = 1 / rate
         self._num_frames = 0
+        self._track = None if sound is None else SoundTrack(self._container, sound, codec=SOUND_CODECS[suffix])
 
     def add(self, frames: np.ndarray) -> None:
         for pixels in frames:
@@ -82,9 +98,13 @@ class VideoFile:
             frame.time_base = self._seconds_per_frame
             self._mux(frame)
             self._num_frames += 1
+            if self._track is not None:
+                self._track.play_until(self._num_frames * self._seconds_per_frame)
 
     def finish(self) -> None:
         self._mux(None)
+        if self._track is not None:
+            self._track.finish()
         self._container.close()
 
     def abandon(self) -> None:
@@ -94,6 +114,68 @@ class VideoFile:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
+
+
+class SoundTrack:
+    """The sound of a video, encoded as far as the pictures have come: cut, or followed by silence, where they end."""
+
+    _RATE = 48000  # for sounds of other rates than `_KEPT_RATES`: Opus knows no other, and a block of AAC is short then
+    _KEPT_RATES = (("aac", 32000), ("aac", 44100))
+    _BITS_PER_CHANNEL = 96000
+
+    def __init__(self, container: OutputContainer, sound: Sound, *, codec: str) -> None:
+        rate = sound.rate if (codec, sound.rate) in self._KEPT_RATES else self._RATE
+        self._samples = _resampled(sound, rate)
+        self._layout = "mono" if len(self._samples) == 1 else "stereo"
+        self._container = container
+        self._stream = cast(AudioStream, container.add_stream(codec, rate=rate, layout=self._layout))
+        self._stream.bit_rate = self._BITS_PER_CHANNEL * len(self._samples)
+        self._stream.time_base = Fraction(1, rate)
+        self._convert = av.AudioResampler(format=self._stream.codec_context.format, layout=self._layout, rate=rate)
+        self._fifo = av.AudioFifo()
+        self._rate, self._played = rate, 0
+
+    def play_until(self, time: Fraction) -> None:
+        """Encodes the sound up to `time`, in seconds from the start, but for a rest shorter than a block."""
+        end = int(time * self._rate)
+        part = self._samples[:, self._played : end]
+        part = np.pad(part, ((0, 0), (0, end - self._played - part.shape[1])))
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="fltp", layout=self._layout)
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._played, Fraction(1, self._rate)
+        self._played = end
+        for converted in self._convert.resample(frame):
+            self._fifo.write(converted)
+        while block := self._fifo.read(self._block_size()):
+            self._mux(block)
+
+    def finish(self) -> None:
+        if rest := self._fifo.read(partial=True):
+            self._mux(rest)
+        self._mux(None)
+
+    def _block_size(self) -> int:
+        context = self._stream.codec_context
+        if not context.is_open:
+            context.open()
+        return context.frame_size
+
+    def _mux(self, block: av.AudioFrame | None) -> None:
+        for packet in self._stream.encode(block):
+            self._container.mux(packet)
+
+
+def _resampled(sound: Sound, rate: int) -> np.ndarray:
+    """float32 [1 or 2, n] within -1 to 1; more than two channels become one."""
+    samples = sound.samples.detach().cpu().float().numpy()
+    if len(samples) > 2:
+        samples = samples.mean(axis=0, keepdims=True)
+    if sound.rate != rate:
+        layout = "mono" if len(samples) == 1 else "stereo"
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate, 0, Fraction(1, sound.rate)
+        change = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        samples = np.concatenate([part.to_ndarray() for part in [*change.resample(frame), *change.resample(None)]], axis=1)
+    return samples.clip(-1, 1)
 
 
 class AnimatedGif:

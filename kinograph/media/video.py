@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,13 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 
 from kinograph.errors import MediaError
-from kinograph.media.encoders import CODECS, SUFFIXES, TEXT_KEY, Encoder, make_encoder
+from kinograph.media.audio import Sound
+from kinograph.media.encoders import CODECS, SOUND_CODECS, SUFFIXES, TEXT_KEY, Encoder, make_encoder
 from kinograph.media.files import PendingOutput, check_folder_writable, read_error, unique_path, write_error
+from kinograph.media.hdr import to_standard_range
 
+_BT2020 = (9, 10)  # ITU-T H.273, constant and non-constant luminance; the converter knows one matrix for both
+_SWS_BT2020 = 9
 _HD_ROWS = 576  # untagged video with more rows than this is taken as BT.709, with less as BT.601, as players do
 
 
@@ -53,19 +57,29 @@ class VideoWriter:
 
     The suffix picks the format: .mp4, .mov (H.264), .webm (VP9), .gif, .png (one frame); no suffix, a trailing slash or an
     existing folder gives a folder of PNGs. `metadata` is any text; `read_metadata` returns it.
+    `sound` begins with the first frame and is as long as the video: cut, or followed by silence. It is AAC in .mp4 and .mov and
+    Opus in .webm; the other formats cannot hold it and stay silent.
     Nothing is overwritten unless `overwrite`: a path that exists is refused at once, and if one appears during the work, the
     video gets the next free name, which `path` tells afterwards.
     Raises MediaError with the reason when the file cannot be written; ValueError for arrays that are not frames.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: float, metadata: str | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float,
+        metadata: str | None = None,
+        overwrite: bool = False,
+        sound: Sound | None = None,
+    ) -> None:
         if not (math.isfinite(fps) and fps > 0):
             raise MediaError(f"fps must be a positive number; got {fps}")
         self._kind = _kind(path)
         self.path = Path(path)
         if not overwrite and unique_path(self.path) != self.path:
             raise MediaError(f"{self.path} exists already; choose another name, such as {unique_path(self.path).name}")
-        self._fps, self._metadata, self._overwrite = fps, metadata, overwrite
+        self._fps, self._metadata, self._overwrite, self._sound = fps, metadata, overwrite, sound
         self._size: tuple[int, int] | None = None  # height, width, from the first chunk
         self._encoder: Encoder | None = None
 
@@ -73,8 +87,10 @@ class VideoWriter:
         self._pending = PendingOutput(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._encoder = make_encoder(self._pending.partial, kind=self._kind, fps=self._fps, text=self._metadata)
-        except (OSError, av.error.FFmpegError) as error:
+            self._encoder = make_encoder(
+                self._pending.partial, kind=self._kind, fps=self._fps, text=self._metadata, sound=self._sound
+            )
+        except (OSError, ValueError, av.error.FFmpegError) as error:
             self._discard()
             raise write_error(self.path, error) from error
         except BaseException:
@@ -133,12 +149,18 @@ def write_video(
     *,
     metadata: str | None = None,
     overwrite: bool = False,
+    sound: Sound | None = None,
 ) -> Path:
     """Write uint8 [T, H, W, 3], or an iterable of such chunks; returns the path written. See `VideoWriter`."""
-    with VideoWriter(path, fps=fps, metadata=metadata, overwrite=overwrite) as writer:
+    with VideoWriter(path, fps=fps, metadata=metadata, overwrite=overwrite, sound=sound) as writer:
         for chunk in [frames] if isinstance(frames, torch.Tensor) else frames:
             writer.add(chunk)
     return writer.path
+
+
+def holds_sound(path: str | os.PathLike[str]) -> bool:
+    """Whether what `write_video(path, ...)` writes can have a sound."""
+    return _kind(path) in SOUND_CODECS
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
@@ -204,6 +226,51 @@ def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> t
         return torch.stack(frames), reader.fps
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are on show: seconds from the first one."""
+
+    times: tuple[float, ...]  # ascending, from 0
+    end: float  # of the last frame
+    fps: float  # the file's average rate
+
+
+def read_timeline(path: str | os.PathLike[str]) -> Timeline:
+    """The times of all frames, by decoding them: headers are wrong about damaged files, and rates may vary.
+
+    Raises MediaError if the file is not a readable video.
+    """
+    with _Reader(path) as reader:
+        step = 1 / reader.fps
+        times: list[float] = []
+        last = step
+        for frame in reader.container.decode(reader.stream):
+            time = frame.time if frame.time is not None else (times[-1] + step if times else 0.0)
+            times.append(max(float(time), times[-1] if times else float(time)))
+            if frame.duration and frame.time_base:
+                last = float(frame.duration * frame.time_base)
+        if not times:
+            raise MediaError(f"{path} has no frames; it is damaged or was not written completely")
+        start = times[0]
+        return Timeline(tuple(time - start for time in times), times[-1] - start + last, reader.fps)
+
+
+def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3], upright, of the frames with these ascending numbers; a number given twice gives its frame twice."""
+    with _Reader(path) as reader:
+        wanted = 0
+        for number, frame in enumerate(reader.container.decode(reader.stream)):
+            if wanted == len(indices):
+                return
+            if number == indices[wanted]:
+                pixels = reader.pixels(frame)
+                while wanted < len(indices) and indices[wanted] == number:
+                    wanted += 1
+                    yield pixels
+        if wanted < len(indices):
+            raise MediaError(f"{path} ended after {number + 1} frames, before frame {indices[wanted]}; it changed while it was read")
+
+
 class _Reader:
     """An open video; errors inside its `with` block become MediaError."""
 
@@ -231,10 +298,13 @@ class _Reader:
     def frames(self) -> Iterator[np.ndarray]:
         """Each frame as uint8 RGB [H, W, 3], upright."""
         for frame in self.container.decode(self.stream):
-            # Older PyAV ignores the source's colour space unless it differs from the target's, which RGB does not have.
-            rgb = frame.reformat(format="rgb24", src_colorspace=_colorspace(frame), dst_colorspace=Colorspace.ITU601)
-            pixels = rgb.to_ndarray()
-            yield np.ascontiguousarray(np.rot90(pixels, -_clockwise_turns(frame)))
+            yield self.pixels(frame)
+
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        # Older PyAV ignores the source's colour space unless it differs from the target's, which RGB does not have.
+        rgb = frame.reformat(format="rgb24", src_colorspace=_colorspace(frame), dst_colorspace=Colorspace.ITU601)
+        pixels = to_standard_range(rgb.to_ndarray(), int(frame.color_trc))
+        return np.ascontiguousarray(np.rot90(pixels, -_clockwise_turns(frame)))
 
 
 def _colorspace(frame: av.VideoFrame) -> int:
@@ -242,16 +312,19 @@ def _colorspace(frame: av.VideoFrame) -> int:
     known = {int(space) for space in (Colorspace.ITU709, Colorspace.FCC, Colorspace.ITU601, Colorspace.SMPTE170M, Colorspace.SMPTE240M)}
     if tagged in known:
         return tagged
+    if tagged in _BT2020:
+        return _SWS_BT2020
     return int(Colorspace.ITU709 if frame.height > _HD_ROWS else Colorspace.ITU601)
 
 
 def _clockwise_turns(frame: av.VideoFrame) -> int:
     """Quarter turns that make the frame upright, from the container's display matrix (phones film lying on their side)."""
-    for side in cast(Iterable[Any], frame.side_data):  # records with a type, whatever PyAV's annotations say
-        if side.type == SideData.DISPLAYMATRIX:
-            a, b = np.frombuffer(bytes(side), dtype=np.int32)[:2]
-            return round(math.degrees(math.atan2(b, a)) / 90) % 4
-    return 0
+    # Iterating over the side data gives records or keys, by the version of PyAV.
+    matrix: Any = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return 0
+    a, b = np.frombuffer(bytes(matrix), dtype=np.int32)[:2]
+    return round(math.degrees(math.atan2(b, a)) / 90) % 4
 
 
 def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:

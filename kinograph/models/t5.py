@@ -145,8 +145,8 @@ def _within_float16(x: Tensor) -> Tensor:
 def init_weights(encoder: TextEncoder, *, generator: torch.Generator | None = None) -> None:
     """Fresh weights in place, for training from nothing.
 
-    embeddings 1, position tables 0.05; linears 1/√(inputs), so that activations keep unit size; q a further 1/√(head
-    size) below, in place of the scale that the attention lacks; norms 1. All normal, mean 0.
+    embeddings 1; position tables 0.05 around `fresh_position_bias`; linears 1/√(inputs), so that activations keep unit
+    size; q a further 1/√(head size) below, in place of the scale that the attention lacks; norms 1. All normal, mean 0.
     """
     head_dim = encoder.config.dim_attn // encoder.config.num_heads
     for name, parameter in encoder.named_parameters():
@@ -156,9 +156,23 @@ def init_weights(encoder: TextEncoder, *, generator: torch.Generator | None = No
             nn.init.normal_(parameter, std=1.0, generator=generator)
         elif name.endswith("pos_embedding.embedding.weight"):
             nn.init.normal_(parameter, std=0.05, generator=generator)
+            with torch.no_grad():
+                parameter.add_(fresh_position_bias(encoder.config))
         else:
             std = parameter.shape[1] ** -0.5 * (head_dim**-0.5 if name.endswith("attn.q.weight") else 1.0)
             nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def fresh_position_bias(config: TextConfig) -> Tensor:
+    """[num_buckets, num_heads]: to begin with, heads see their neighbourhood, some nearer and some farther.
+
+    Head h loses 2 / 4^h for each token of distance. What a word belongs to is mostly decided by the words beside it, and
+    tables that begin near zero take very long to find that out.
+    """
+    half = config.num_buckets // 2
+    distance = torch.arange(config.num_buckets) % half
+    slopes = 2.0 / 4.0 ** torch.arange(config.num_heads)
+    return -(distance[:, None] * slopes).float()
 
 
 class EmbeddedPrompts(NamedTuple):

@@ -49,12 +49,14 @@ from kinograph.checkpoints.lora_formats import (
     require_fit,
 )
 from kinograph.config import ModelSpec
-from kinograph.errors import RequestError, RuntimeSetupError
+from kinograph.errors import CheckpointError, RequestError, RuntimeSetupError
 from kinograph.models.dit import Float32Linear
 from kinograph.sampling.denoise import ExpertRun
 from kinograph.sampling.guidance import Model
 from kinograph.sampling.presets import Preset, in_phases
 
+# As published: twice the same tensors. Only beside the first, PEFT's, is there a file with their alpha.
+RELIGHTING = ("relighting_lora/adapter_model.safetensors", "relighting_lora.ckpt")
 MODES = ("auto", "fused", "apart")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -101,6 +103,14 @@ class LoraFile:
         middle = (step + 0.5) / num_steps  # a step belongs to the phase that holds its middle, so that shares need no exact division
         share = next((phase.strength for phase in self.phases if phase.start <= middle < phase.end), 0.0) if self.phases else 1.0
         return self.strength_for(expert) * share
+
+
+def relighting_lora(folder: str | Path) -> LoraFile:
+    """The LoRA for light that lies in the checkpoint folder of an animation model; CheckpointError where there is none."""
+    for name in RELIGHTING:
+        if (path := Path(folder) / name).is_file():
+            return LoraFile(path)
+    raise CheckpointError(f"{folder} lacks {' and '.join(RELIGHTING)}, one of which relighting needs; download it again, or leave it out")
 
 
 def with_preset(files: Sequence[LoraFile], preset: Preset, num_steps: int) -> list[LoraFile]:

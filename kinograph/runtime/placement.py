@@ -24,6 +24,7 @@ from torch import nn
 from kinograph.checkpoints.fingerprint import combined_fingerprint
 from kinograph.checkpoints.layout import TEXT_ENCODER, VAE_NAME, Parts, bundled_folder, model_factory, open_checkpoint
 from kinograph.checkpoints.load import load_model
+from kinograph.checkpoints.recognise import IMAGE_ENCODER, SPEECH_ENCODER
 from kinograph.checkpoints.tokenizer_files import open_tokenizer
 from kinograph.config import ModelSpec, RuntimeOptions
 from kinograph.errors import RuntimeSetupError
@@ -203,6 +204,8 @@ class Components:
     def _device_and_dtype(self, name: str) -> tuple[torch.device, torch.dtype | None]:
         if name == TEXT_ENCODER:
             return self.text_device, self.text_dtype
+        if name in (SPEECH_ENCODER, IMAGE_ENCODER):  # once a run, and what they give decides all frames
+            return self.device, torch.float32
         return self.device, self.vae_dtype if name == VAE_NAME else self.dtype
 
     def _choose_text_dtype(self) -> torch.dtype | None:
@@ -232,7 +235,7 @@ class Components:
     def _load(self, name: str) -> nn.Module:
         started = time.perf_counter()
         device, dtype = self._device_and_dtype(name)
-        is_dit = name not in (TEXT_ENCODER, VAE_NAME)
+        is_dit = any(expert.name == name for expert in self.spec.experts)
         model = load_model(
             model_factory(self.spec, name),
             self.weights[name].files,

@@ -16,7 +16,7 @@ from kinograph.requests import ImageToVideo
 from kinograph.runtime.placement import Components
 from kinograph.sampling.denoise import Conditioning
 from kinograph.tasks.geometry import i2v_size
-from kinograph.tasks.inputs import ClipStart, TextEmbeddings
+from kinograph.tasks.inputs import Carry, ClipInputs, Pictures, TextEmbeddings
 from kinograph.tasks.plan import Plan, check_aspect, make_plan, requested_size
 
 ASPECT_TOLERANCE = 0.05  # a last picture may differ this much from the first one's aspect before it would look squeezed
@@ -36,22 +36,25 @@ def plan(request: ImageToVideo, spec: ModelSpec) -> Plan:
     return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips)
 
 
-def start(request: ImageToVideo, plan: Plan, previous: ClipStart | None) -> ClipStart:
-    """The last frame of the clip before, or the request's pictures at the size of the clip."""
-    if previous is not None:
-        return previous
+def prepare(components: Components, request: ImageToVideo, plan: Plan) -> Pictures:
+    """The request's pictures at the size of the clip."""
     last = None if request.last_image is None else resize_bicubic(read_image(request.last_image), plan.width, plan.height)
-    return ClipStart(first=resize_bicubic(read_image(request.image), plan.width, plan.height), last=last)
+    return Pictures(first=resize_bicubic(read_image(request.image), plan.width, plan.height), last=last)
 
 
-def condition(components: Components, plan: Plan, text: TextEmbeddings, start: ClipStart) -> Conditioning:
+def condition(
+    components: Components, plan: Plan, text: TextEmbeddings, prepared: Pictures, clip: int, carry: Carry | None
+) -> ClipInputs:
+    """A later clip continues from the last frame of the one before, which it repeats and does not contribute."""
+    start = prepared if carry is None else Pictures(first=carry.frames[:, -1])
     with components.place("vae") as vae:
         channels = conditioning_channels(
             vae, start.first.to(components.device), None if start.last is None else start.last.to(components.device), plan.num_frames
         )
-    return Conditioning(
+    conditioning = Conditioning(
         positive=Inputs(text=text.positive, channels=channels), negative=Inputs(text=text.negative, channels=channels)
     )
+    return ClipInputs(conditioning=conditioning, drop_frames=0 if carry is None else 1)
 
 
 def conditioning_channels(vae: VAE, first: torch.Tensor, last: torch.Tensor | None, num_frames: int) -> torch.Tensor:

@@ -1,9 +1,11 @@
-"""The records that the pipeline hands to a task's condition builder."""
+"""The records that pass between the pipeline and a task's condition builder."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+
+from kinograph.sampling.conditioning import Conditioning
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,32 @@ class TextEmbeddings:
 
 
 @dataclass(frozen=True)
-class ClipStart:
+class Pictures:
     """Pictures a clip is tied to: float32 [3, H, W] in [-1, 1] at the size of the clip."""
 
     first: torch.Tensor
     last: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carry:
+    """What a clip hands to the next, on the CPU; frames stay floats, so that nothing is lost from clip to clip."""
+
+    frames: torch.Tensor  # float32 [3, n, H, W] in [-1, 1]: the newest n = plan.carry_frames, fewer while the video is shorter
+    latents: torch.Tensor | None = None  # [z, m, h, w]: the newest m = plan.carry_latents latent frames; None where that is 0
+    anchor: torch.Tensor | None = None  # colours of the first clip (`media.colour.colours`), where later ones are pulled to them
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInputs:
+    """What one clip is conditioned on, and which of its frames the video gets.
+
+    decoded: [lead | latents without the first `skip_latents`]; of those frames, `drop_frames` are left out at the start, and
+    of the rest the first `keep_frames` belong to the video.
+    """
+
+    conditioning: Conditioning
+    lead: torch.Tensor | None = None  # latents [1, z, n, h, w] that the decoder, which is causal, warms up on
+    skip_latents: int = 0
+    drop_frames: int = 0
+    keep_frames: int | None = None  # None: all

@@ -29,6 +29,7 @@ class Plan:
     height: int
     num_frames: int  # of one clip
     num_clips: int
+    total_frames: int  # of the result
     num_steps: int
     shift: float
     guidance: dict[str, float]  # expert name -> scale
@@ -38,29 +39,49 @@ class Plan:
     negative_prompt: str
     noise_device: str
     latent_shape: tuple[int, int, int, int]  # (channels, frames, rows, columns) of one clip
+    carry_frames: int = 1  # frames that a clip hands to the next
+    carry_latents: int = 0  # latent frames, likewise
+    one_noise_stream: bool = False  # clips draw their noise one after the other from one generator, not from seeds of their own
+    anchor: float = 0.0  # how far later clips are pulled towards the colours of the first, in 0..1
     preset: str | None = None
     warnings: tuple[str, ...] = ()
 
-    @property
-    def total_frames(self) -> int:
-        """Frames of the result: each later clip repeats one frame of the clip before, which is dropped."""
-        return self.num_frames + (self.num_clips - 1) * (self.num_frames - 1)
-
     def clip_seed(self, clip: int) -> int:
-        """Every clip has noise of its own; the first one uses the seed itself."""
+        """The seed of a clip's own noise; the first one uses the seed itself."""
         return (self.seed + clip) % (sys.maxsize + 1)
 
 
-def make_plan(request: VideoRequest, spec: ModelSpec, *, width: int, height: int, num_clips: int = 1) -> Plan:
+def make_plan(
+    request: VideoRequest,
+    spec: ModelSpec,
+    *,
+    width: int,
+    height: int,
+    num_clips: int = 1,
+    num_frames: int | None = None,
+    latent_frames: int | None = None,
+    total_frames: int | None = None,
+    carry_frames: int = 1,
+    carry_latents: int = 0,
+    one_noise_stream: bool = False,
+    anchor: float = 0.0,
+    warnings: tuple[str, ...] = (),
+) -> Plan:
     """`request` with the defaults of `spec`, for frames of `width` x `height`.
 
+    `num_frames`, of one clip, is checked by the task if it gives it. `latent_frames` of its noise default to what the VAE
+    makes of them, `total_frames` to clips that each repeat the last frame of the clip before.
     Raises `RequestError` for anything that the model cannot do.
     """
     if not spec.available:
         raise RequestError(f"the model {spec.name} is not supported by this version; `kinograph models` lists those that are")
     if request.preset is not None:
         request = find_preset(request.preset).fill(request)
-    num_frames = _frames(request, spec)
+    num_frames = _frames(request, spec) if num_frames is None else num_frames
+    num_clips = _whole("num_clips", num_clips, low=1)
+    if not 0 <= anchor <= 1:
+        raise RequestError(f"anchor must be from 0 (off) to 1; got {anchor}")
+    shape = latent_shape(spec, width=width, height=height, num_frames=num_frames)
     solver = request.solver or spec.solver
     if solver not in SOLVERS:
         raise RequestError(f"solver {solver!r} is not known; choose one of {', '.join(SOLVERS)}")
@@ -69,7 +90,8 @@ def make_plan(request: VideoRequest, spec: ModelSpec, *, width: int, height: int
         width=width,
         height=height,
         num_frames=num_frames,
-        num_clips=_whole("num_clips", num_clips, low=1),
+        num_clips=num_clips,
+        total_frames=num_frames + (num_clips - 1) * (num_frames - 1) if total_frames is None else total_frames,
         num_steps=_whole("num_steps", request.num_steps if request.num_steps is not None else spec.num_steps, low=1, high=MAX_STEPS),
         shift=_shift(request, spec),
         guidance=_guidance(request, spec),
@@ -78,9 +100,13 @@ def make_plan(request: VideoRequest, spec: ModelSpec, *, width: int, height: int
         fps=_fps(request, spec),
         negative_prompt=spec.default_negative_prompt if request.negative_prompt is None else request.negative_prompt,
         noise_device=_noise_device(request),
-        latent_shape=latent_shape(spec, width=width, height=height, num_frames=num_frames),
+        latent_shape=shape if latent_frames is None else (shape[0], latent_frames, *shape[2:]),
+        carry_frames=carry_frames,
+        carry_latents=carry_latents,
+        one_noise_stream=one_noise_stream,
+        anchor=anchor,
         preset=request.preset,
-        warnings=_outside_training(spec, width, height, num_frames),
+        warnings=(*_outside_training(spec, width, height, num_frames), *warnings),
     )
 
 

@@ -19,6 +19,7 @@ from kinograph.models.wav2vec2 import SAMPLE_RATE, num_features
 HEARD_RATE = 50  # features per second, nominally, that the speech encoder gives
 FEATURE_RATE = 30  # features per second that frames pick theirs from
 MOTION_FRAMES = 73
+MOTION_LATENTS = 19  # of so many frames
 DROPPED_FRAMES = 3  # at the start of a video whose first clip has no motion to go on from
 STILL_FRAMES = 6  # of the reference picture, where the first clip goes on from it
 

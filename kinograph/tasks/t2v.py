@@ -6,7 +6,7 @@ from kinograph.models.dit import Inputs
 from kinograph.requests import TextToVideo
 from kinograph.runtime.placement import Components
 from kinograph.sampling.denoise import Conditioning
-from kinograph.tasks.inputs import ClipStart, TextEmbeddings
+from kinograph.tasks.inputs import Carry, ClipInputs, TextEmbeddings
 from kinograph.tasks.plan import Plan, exact_size, make_plan, require_prompt
 
 
@@ -16,10 +16,9 @@ def plan(request: TextToVideo, spec: ModelSpec) -> Plan:
     return make_plan(request, spec, width=width, height=height)
 
 
-def start(request: TextToVideo, plan: Plan, previous: ClipStart | None) -> ClipStart | None:
+def prepare(components: Components, request: TextToVideo, plan: Plan) -> None:
     """A text-to-video model sees no picture."""
-    return None
 
 
-def condition(components: Components, plan: Plan, text: TextEmbeddings, start: ClipStart | None) -> Conditioning:
-    return Conditioning(positive=Inputs(text=text.positive), negative=Inputs(text=text.negative))
+def condition(components: Components, plan: Plan, text: TextEmbeddings, prepared: None, clip: int, carry: Carry | None) -> ClipInputs:
+    return ClipInputs(conditioning=Conditioning(positive=Inputs(text=text.positive), negative=Inputs(text=text.negative)))

@@ -14,7 +14,7 @@ from kinograph.requests import TextImageToVideo
 from kinograph.runtime.placement import Components
 from kinograph.sampling.denoise import Conditioning, Pinned
 from kinograph.tasks.geometry import ti2v_size
-from kinograph.tasks.inputs import ClipStart, TextEmbeddings
+from kinograph.tasks.inputs import Carry, ClipInputs, Pictures, TextEmbeddings
 from kinograph.tasks.plan import Plan, check_aspect, exact_size, make_plan, requested_size, require_prompt
 
 
@@ -30,14 +30,18 @@ def plan(request: TextImageToVideo, spec: ModelSpec) -> Plan:
     return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips)
 
 
-def start(request: TextImageToVideo, plan: Plan, previous: ClipStart | None) -> ClipStart | None:
-    """The last frame of the clip before, or the request's picture scaled to cover the frame and cropped at the centre."""
-    if previous is not None or request.image is None:
-        return previous
-    return ClipStart(first=resize_lanczos_crop(read_image(request.image), plan.width, plan.height))
+def prepare(components: Components, request: TextImageToVideo, plan: Plan) -> Pictures | None:
+    """The request's picture scaled to cover the frame and cropped at the centre."""
+    if request.image is None:
+        return None
+    return Pictures(first=resize_lanczos_crop(read_image(request.image), plan.width, plan.height))
 
 
-def condition(components: Components, plan: Plan, text: TextEmbeddings, start: ClipStart | None) -> Conditioning:
+def condition(
+    components: Components, plan: Plan, text: TextEmbeddings, prepared: Pictures | None, clip: int, carry: Carry | None
+) -> ClipInputs:
+    """A later clip continues from the last frame of the one before, which it repeats and does not contribute."""
+    start = prepared if carry is None else Pictures(first=carry.frames[:, -1])
     pinned = None
     if start is not None:
         with components.place("vae") as vae:
@@ -46,4 +50,5 @@ def condition(components: Components, plan: Plan, text: TextEmbeddings, start: C
         mask = torch.zeros(1, 1, plan.latent_shape[1], 1, 1, device=components.device)
         mask[:, :, 0] = 1.0
         pinned = Pinned(latents=first_latent, mask=mask)
-    return Conditioning(positive=Inputs(text=text.positive), negative=Inputs(text=text.negative), pinned=pinned)
+    conditioning = Conditioning(positive=Inputs(text=text.positive), negative=Inputs(text=text.negative), pinned=pinned)
+    return ClipInputs(conditioning=conditioning, drop_frames=0 if carry is None else 1)

@@ -18,7 +18,7 @@ from kinograph.checkpoints import download as downloads
 from kinograph.checkpoints import fetch as fetching
 from kinograph.checkpoints.download import MANIFEST, STAGING, carry_out, find_cached, is_complete, plan_download
 from kinograph.cli.main import COMMANDS, Command, main
-from kinograph.config import MODELS, T2V_A14B, TI2V_5B
+from kinograph.config import MODELS, S2V_14B, T2V_A14B, TI2V_5B
 from kinograph.errors import CheckpointError, MissingExtraError, RequestError
 
 BIG = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -73,6 +73,18 @@ def holds(folder: Path, files: dict[str, bytes]) -> bool:
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     found.pop(MANIFEST, None)
     return {name: path.read_bytes() for name, path in found.items()} == files
+
+
+def test_of_the_speech_encoder_only_what_is_read(monkeypatch, tmp_path):
+    """Its published folder holds the same weights three times, and a language model."""
+    folder = S2V_14B.files.speech_encoder
+    read = {f"{folder}/{name}": name.encode() for name in ("model.safetensors", "config.json", "vocab.json")}
+    others = {f"{folder}/{name}": b"x" * 99 for name in ("pytorch_model.bin", "flax_model.msgpack", "language_model/lm.binary")}
+    files = contents(experts=("",), vae="Wan2.1_VAE.pth") | read
+    with served(HubService(S2V_14B.hub, {**files, **others, **EXTRAS})) as service:
+        monkeypatch.setenv("HF_ENDPOINT", service.url)
+        assert holds(carry_out(plan_download(S2V_14B, local_dir=tmp_path / "s2v")), files)
+    assert is_complete(S2V_14B, tmp_path / "s2v")
 
 
 SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])

@@ -139,8 +139,15 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         load_model(small, [tmp_path / "x.pth"], device="cpu")
 
 
-def test_a_nested_state_dict_is_refused(tmp_path):
-    torch.save({"state_dict": small().state_dict()}, tmp_path / "x.pth")
+def test_a_state_dict_among_a_trainers_counters_is_found(tmp_path):
+    model = small()
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, tmp_path / "x.pth")
+    loaded = load_model(small, [tmp_path / "x.pth"], device="cpu").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_state_dict_nested_otherwise_is_refused(tmp_path):
+    torch.save({"model": small().state_dict()}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="something other than a plain state dict"):
         load_model(small, [tmp_path / "x.pth"], device="cpu")
 

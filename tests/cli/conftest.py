@@ -14,6 +14,8 @@ from kinograph.training.tokenizer import train_tokenizer
 
 TINY = replace(tiny(MODELS["ti2v-5B"]), default_negative_prompt="grey")
 TINY_PAIR = replace(tiny(MODELS["t2v-A14B"]), default_negative_prompt="grey")  # two experts
+TINY_S2V = replace(tiny(MODELS["s2v-14B"]), default_negative_prompt="grey")  # clips of 8 frames
+TINY_ANIMATE = replace(tiny(MODELS["animate-14B"]), default_negative_prompt="grey", default_prompt="a person moves")
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(TINY_PAIR, tmp_path_factory.mktemp("tiny_pair"))
+
+
+@pytest.fixture(scope="session")
+def tiny_s2v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(TINY_S2V, tmp_path_factory.mktemp("tiny_s2v"))
+
+
+@pytest.fixture(scope="session")
+def tiny_animate_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(TINY_ANIMATE, tmp_path_factory.mktemp("tiny_animate"))
 
 
 def saved(spec: ModelSpec, folder: Path) -> Path:
@@ -46,7 +58,19 @@ def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
 
 
 @pytest.fixture
+def tiny_animate(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    monkeypatch.setitem(MODELS, TINY_ANIMATE.name, TINY_ANIMATE)
+    return TINY_ANIMATE
+
+
+@pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def tiny_s2v(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    monkeypatch.setitem(MODELS, TINY_S2V.name, TINY_S2V)
+    return TINY_S2V

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,8 +15,9 @@ from kinograph import media, pipeline
 from kinograph.cli import progress
 from kinograph.cli.main import main
 from kinograph.config import ModelSpec
-from kinograph.errors import MediaError
+from kinograph.errors import MediaError, RuntimeSetupError
 from kinograph.recipe import read_recipe
+from kinograph.runtime.placement import Components
 
 Capture = pytest.CaptureFixture[str]
 
@@ -49,7 +51,6 @@ def refusal(argv: list[str], capsys: Capture) -> str:
         ([""], r"the prompt is empty; say what"),
         (["  "], r"the prompt is empty; say what"),
         (["x", "--task", "t2v-a14"], r"the model 't2v-a14' is not known \(did you mean t2v-A14B\?\); choose one of t2v-A14B, "),
-        (["x", "--task", "s2v-14B"], r"s2v-14B cannot be run by this version yet; choose one of t2v-A14B"),
         (["x", "--size", "250*256"], r"multiple of 32.*got 250\*256 \(nearest: 256\*256\)"),
         (["x", "--size", "0*0"], r"width \(--size\) must be a whole number at least 1; got 0"),
         (["x", "--frame_num", "80"], r"num_frames \(--frame_num\) must be 4n\+1 .* got 80 \(nearest: 77, 81\)"),
@@ -66,8 +67,8 @@ def refusal(argv: list[str], capsys: Capture) -> str:
         (["x", "--task", "i2v-A14B"], r"i2v-A14B animates a picture; give one with --image FILE"),
         (["x", "--task", "t2v-A14B", "--image", "a.png"], r"--image is for .*i2v-A14B, .*; t2v-A14B does not take it: leave it out"),
         (["x", "--last_image", "a.png"], r"--last_image is for .*i2v-A14B.*; ti2v-nano does not take it"),
-        (["x", "--audio", "talk.wav"], r"--audio is for s2v-14B; ti2v-nano does not take it"),
-        (["x", "--replace_flag"], r"--replace_flag is for animate-14B; ti2v-nano does not take it"),
+        (["x", "--audio", "talk.wav"], r"--audio is for s2v-14B, s2v-nano; ti2v-nano does not take it"),
+        (["x", "--replace_flag"], r"--replace_flag is for animate-14B, animate-nano; ti2v-nano does not take it"),
         (["x", "--dit_fsdp"], r"--dit_fsdp needs several GPUs and this version uses one; leave it out"),
         (["x", "--t5_fsdp"], r"--t5_fsdp needs several GPUs"),
         (["x", "--ulysses_size", "8"], r"this version runs on one GPU; got --ulysses_size 8"),
@@ -137,7 +138,8 @@ def test_json_has_one_object_a_line(command: list[str], capsys: Capture) -> None
     captured = capsys.readouterr()
     assert captured.err == ""
     events = [json.loads(line) for line in captured.out.splitlines()]
-    assert [event["stage"] for event in events if event["event"] == "stage"] == ["text", "condition", "denoise", "decode", "write"]
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == ["text", "prepare", "condition", "denoise", "decode", "write"]
     assert [(event["step"], event["steps"]) for event in events if event["event"] == "step"] == [(1, 2), (2, 2)]
     assert events[-1]["event"] == "result" and events[-1]["path"] == "clip.mp4" and events[-1]["seed"] == 3
 
@@ -219,3 +221,51 @@ def test_same_seed_same_frames(command: list[str], capsys: Capture) -> None:
     for frame in Path("a").glob("*.png"):
         with Image.open(frame) as one, Image.open(Path("b") / frame.name) as other:
             assert torch.equal(media.image_to_tensor(one), media.image_to_tensor(other))
+
+
+# ------------------------------------------------------------------------------------------------- several clips
+
+
+@pytest.fixture
+def two_clips(command: list[str], tmp_path: Path) -> list[str]:
+    Image.new("RGB", (96, 64), (200, 40, 90)).save(tmp_path / "first.png")
+    return [*command, "--image", str(tmp_path / "first.png"), "--num_clip", "3", "--quiet"]
+
+
+def test_clips_that_were_stopped_are_gone_on_with(two_clips: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A run that dies in its third clip, gone on with, gives the very frames of a run in one go."""
+    assert main([*two_clips, "-o", "whole/"]) == 0
+    assert "drift over 3 clips" in capsys.readouterr().out
+    assert not Path("whole.clips").exists()
+    finished = pipeline.decode
+    decoded: list[int] = []
+
+    def failing(components: Components, latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(decoded))
+        if len(decoded) == 3:
+            raise RuntimeSetupError("the power failed")
+        return finished(components, latents)
+
+    monkeypatch.setattr(pipeline, "decode", failing)
+    assert main([*two_clips, "-o", "stopped/"]) == 2
+    assert not Path("stopped").exists()
+    assert sorted(path.name for path in Path("stopped.clips").glob("clip-*.mp4")) == ["clip-001.mp4", "clip-002.mp4"]
+    monkeypatch.setattr(pipeline, "decode", finished)
+    assert main([*two_clips, "-o", "stopped/"]) == 2  # not thrown away unasked
+    assert "--resume" in capsys.readouterr().err
+    assert main([*two_clips, "-o", "stopped/", "--sample_steps", "3", "--resume"]) == 2
+    assert "another run" in capsys.readouterr().err
+    assert main([*two_clips, "-o", "stopped/", "--resume"]) == 0
+    assert not Path("stopped.clips").exists()
+    whole, resumed = ([np.asarray(Image.open(file)) for file in sorted(Path(name).glob("*.png"))] for name in ("whole", "stopped"))
+    assert len(whole) == len(resumed) == 25 and all(np.array_equal(a, b) for a, b in zip(whole, resumed))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [(["--num_clip", "3", "-o", "new.mp4"], "nothing to go on with"), (["-o", "new.mp4"], "single clip"), ([], "-o FILE")],
+)
+def test_nothing_to_go_on_with(command: list[str], tmp_path: Path, flags: list[str], words: str, capsys: Capture) -> None:
+    Image.new("RGB", (96, 64)).save(tmp_path / "first.png")
+    assert main([*command, "--image", str(tmp_path / "first.png"), *flags, "--resume"]) == 2
+    assert words in capsys.readouterr().err

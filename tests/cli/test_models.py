@@ -43,7 +43,7 @@ def test_json_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert set(rows) == set(MODELS)
-    assert rows["ti2v-nano"]["weights"] == "bundled" and rows["s2v-14B"]["status"] == "coming"
+    assert rows["ti2v-nano"]["weights"] == "bundled" and rows["s2v-14B"]["status"] == "available"
     assert rows["ti2v-5B"]["parameters"] == dit_parameters(MODELS["ti2v-5B"].dit)
 
 

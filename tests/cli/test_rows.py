@@ -90,3 +90,15 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, se
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="No such file"):
         read_rows(str(tmp_path / "a.txt"))
+
+
+def test_sounds_and_switches(tmp_path: Path) -> None:
+    found = rows(
+        tmp_path / "a.jsonl",
+        '{"image": "a.png", "audio": "talk.wav", "pose_video": "pose.mp4", "start_from_ref": true}\n'
+        '{"image": "a.png", "tts_text": "hello", "enable_tts": "maybe"}\n',
+    )
+    assert isinstance(found[0], Row) and isinstance(found[1], BadRow)
+    files = {"image": "a.png", "audio": "talk.wav", "pose_video": "pose.mp4"}
+    assert found[0].values == {**{name: str(tmp_path / file) for name, file in files.items()}, "start_from_ref": True}
+    assert found[1].problem == 'enable_tts must be true or false; got "maybe"'

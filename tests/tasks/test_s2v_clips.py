@@ -1,7 +1,8 @@
 """Speech to video, clip by clip: the stored results of the published code for sizes, sound, poses, and whole small runs."""
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,14 +13,19 @@ from reference import assert_close, case, tensors
 from seeded import load_seeded
 from torch import Tensor
 
-from kinograph.config import S2V_14B, S2VConfig, VAEConfig
+from kinograph.config import S2V_14B, ModelSpec, S2VConfig, VAEConfig
 from kinograph.errors import RequestError
+from kinograph.media import Sound
 from kinograph.media.fit import fit_frames, fit_picture
-from kinograph.models.dit_s2v import Clip, S2VDiT
+from kinograph.models.dit_s2v import S2VDiT
 from kinograph.models.vae import VAE
+from kinograph.requests import SpeechToVideo
 from kinograph.sampling.denoise import Conditioning, ExpertRun, denoise, initial_noise
 from kinograph.sampling.solvers import make_solver
+from kinograph.tasks import s2v
 from kinograph.tasks.geometry import s2v_size
+from kinograph.tasks.inputs import Carry, TextEmbeddings
+from kinograph.tasks.plan import Plan, make_plan
 from kinograph.tasks.s2v_clips import (
     at_30_hz,
     feature_indices,
@@ -144,23 +150,39 @@ def test_pose_that_ended():
 # ---------------------------------------------------------------------------------------------------- the clip loop
 
 
+class Golden:
+    """The models of a golden run in place of `Components`, and its pose video, scaled as published, in place of a file."""
+
+    device, vae_dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, spec: ModelSpec, models: dict[str, torch.nn.Module], pose: Tensor | None) -> None:
+        self.spec, self._models, self._pose = spec, models, pose
+
+    def place(self, name: str) -> AbstractContextManager[torch.nn.Module]:
+        return nullcontext(self._models[name])
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        assert self._pose is not None
+        return self._pose[:, :, start:stop]
+
+
 class Run:
-    """One golden run: the published clip loop, put together from its parts."""
+    """One golden run: the shipped clip loop, given the published sizes and number of clips."""
 
     def __init__(self, index: int) -> None:
         self.entry, self.stored = PIPELINE["entries"][index], tensors("s2v_pipeline", f"case{index}.safetensors")
         sizes = self.entry["dit_config"]
         known = {name: sizes[name] for name in vars(S2V_14B.dit) if name in sizes}
         config = S2VConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        width = self.entry["vae"]["dim"]
+        vae_config = VAEConfig(**{**vars(S2V_14B.vae), "base_dim": width, "decoder_dim": width})
         self.dit = load_seeded(S2VDiT(config), self.entry["dit_weight_seed"])
-        self.vae = load_seeded(VAE(self._vae_config()), self.entry["vae"]["weight_seed"])
+        self.vae = load_seeded(VAE(vae_config), self.entry["vae"]["weight_seed"])
+        spec = replace(S2V_14B, vae=vae_config)
+        self.components = Golden(spec, {"vae": self.vae, spec.experts[0].name: self.dit}, self._pose())
         self.found: dict[str, Tensor] = {}
         with torch.no_grad():
             self._run()
-
-    def _vae_config(self) -> VAEConfig:
-        width = self.entry["vae"]["dim"]
-        return VAEConfig(**{**vars(S2V_14B.vae), "base_dim": width, "decoder_dim": width})
 
     def _drawn(self, name: str) -> Tensor:
         given = self.entry["inputs"][name]
@@ -176,49 +198,78 @@ class Run:
         height, width = self.entry["height_width"]
         return fit_frames(self.stored["pose_video"], width, height, fill=False)[None]
 
+    def _plan(self, clips: int) -> Plan:
+        entry, (height, width) = self.entry, self.entry["height_width"]
+        request = SpeechToVideo(
+            num_steps=entry["steps"], shift=entry["shift"], guidance_scale=entry["guide_scale"], solver=entry["solver"], seed=entry["seed"]
+        )
+        length = entry["infer_frames"]
+        return make_plan(
+            request, replace(S2V_14B, available=True), width=width, height=height, num_clips=clips, num_frames=length,
+            latent_frames=length // 4, total_frames=entry["video_frames_total"], carry_frames=73,
+        )  # fmt: skip
+
     def _run(self) -> None:
         entry, length = self.entry, self.entry["infer_frames"]
-        height, width = entry["height_width"]
         features = self._drawn("audio_feat30")
         clips = min(published_num_clips(features.shape[1], length), entry["num_clip"] or 10**9)
         assert clips == entry["clips"]
-        heard, pose = frame_features(features, clips * length), self._pose()
-        picture = fit_picture(Image.fromarray(self.stored["image"].numpy()), width, height, fill=False)[None, :, None]
-        reference = self.vae.encode(picture)
-        self.found["ref_latents"] = reference[0]
-        motion, video = first_motion(picture, start_from_reference=entry["start_from_ref"]), []
+        plan = self._plan(clips)
+        picture = fit_picture(Image.fromarray(self.stored["image"].numpy()), plan.width, plan.height, fill=False)[None, :, None]
+        prepared = s2v.Prepared(
+            sound=Sound(samples=torch.zeros(1, 1), rate=16000),
+            heard=frame_features(features, clips * length),
+            picture=picture,
+            reference=self.vae.encode(picture),
+            start_from_reference=entry["start_from_ref"],
+            pose=self.components if "pose_video" in self.stored else None,
+        )
+        self.found["ref_latents"] = prepared.reference[0]
+        text = TextEmbeddings(positive=self._text("context"), negative=self._text("context_null"))
+        carry, video = None, []
         for r in range(clips):
-            has_motion = entry["start_from_ref"] or r > 0
-            encoded = self.vae.encode(motion)
-            self.found[f"clip{r}.motion_latents_tail"] = encoded[0, :, -3:]
-            self.found[f"clip{r}.motion_latents_mean"] = encoded[0].mean(dim=(0, 2, 3))
-            clip = Clip(
-                text=self._text("context"),
-                audio=heard[..., r * length : (r + 1) * length],
-                reference=reference,
-                motion=encoded if has_motion else None,
-                pose=None if pose is None else self.vae.encode(pose_clip(pose, r, length))[:, :, 1:],
-            )
-            no_pose = torch.zeros(16, length // 4, height // 8, width // 8)
-            self.found[f"clip{r}.pose_latents"] = no_pose if clip.pose is None else clip.pose[0]
-            latents = self._denoise(r, clip)
-            to_decode = latents_to_decode(latents, reference=reference, motion=clip.motion)
+            self._note_motion(f"clip{r}", prepared, carry)
+            inputs = s2v.condition(self.components, plan, text, prepared, r, carry)
+            self._note_pose(r, plan, prepared)
+            latents = self._denoise(r, plan, inputs.conditioning)
+            to_decode = torch.cat([inputs.lead, latents], dim=2)
             self.found[f"clip{r}.first_decoded_latent"] = to_decode[0, :, 0]
-            frames = new_frames(self.vae.decode(to_decode), length, has_motion=has_motion)
-            video.append(frames)
-            motion = next_motion(motion, frames)
-        self.found["motion_latents_after_last_clip_tail"] = self.vae.encode(motion)[0, :, -3:]
-        self.video = torch.cat(video, dim=2)[0]
+            decoded = self.vae.decode(to_decode)
+            own = decoded[0, :, inputs.drop_frames :]
+            has_motion = inputs.lead.shape[2] > 1
+            assert inputs.keep_frames is None and torch.equal(own, new_frames(decoded, length, has_motion=has_motion)[0])
+            motion = inputs.lead if has_motion else None
+            assert torch.equal(to_decode, latents_to_decode(latents, reference=prepared.reference, motion=motion))
+            video.append(own)
+            carry = Carry(frames=torch.cat(video, dim=1)[:, -plan.carry_frames :])
+        self._note_motion("last", prepared, carry)
+        self.video = torch.cat(video, dim=1)
 
-    def _denoise(self, r: int, clip: Clip) -> Tensor:
-        entry, (channels, height, width) = self.entry, (16, *(side // 8 for side in self.entry["height_width"]))
-        noise = initial_noise((1, channels, entry["infer_frames"] // 4, height, width), entry["seed"] + r)
-        solver = make_solver(entry["solver"], entry["steps"], entry["shift"])
+    def _note_motion(self, name: str, prepared: s2v.Prepared, carry: Carry | None) -> None:
+        """The published code encodes the motion even where no model sees it, so it is stored for every clip."""
+        still = first_motion(prepared.picture, start_from_reference=prepared.start_from_reference)
+        latents = self.vae.encode(still if carry is None else next_motion(still, carry.frames[None]))
+        if name == "last":
+            self.found["motion_latents_after_last_clip_tail"] = latents[0, :, -3:]
+            return
+        self.found[f"{name}.motion_latents_tail"] = latents[0, :, -3:]
+        self.found[f"{name}.motion_latents_mean"] = latents[0].mean(dim=(0, 2, 3))
+
+    def _note_pose(self, r: int, plan: Plan, prepared: s2v.Prepared) -> None:
+        length, shape = plan.num_frames, plan.latent_shape
+        found = torch.zeros(shape)
+        if prepared.pose is not None:
+            found = s2v.pose_latents(self.components, prepared.pose, r * length, (r + 1) * length)[0]
+        self.found[f"clip{r}.pose_latents"] = found
+
+    def _denoise(self, r: int, plan: Plan, conditioning: Conditioning) -> Tensor:
+        noise = initial_noise(plan.latent_shape, plan.clip_seed(r))[None]
+        solver = make_solver(plan.solver, plan.num_steps, plan.shift)
         events, velocities = [], []
         hook = self.dit.register_forward_hook(lambda _module, _args, output: velocities.append(output))
-        positive, negative = self.dit.embed_pair(clip, self._text("context_null"))
-        expert = ExpertRun(name="all_noise", t_min=0.0, guidance_scale=entry["guide_scale"], on_device=lambda: nullcontext(self.dit))
-        latents = denoise([expert], solver, noise, Conditioning(positive=positive, negative=negative), events.append)
+        (scale,) = plan.guidance.values()
+        expert = ExpertRun(name="all_noise", t_min=0.0, guidance_scale=scale, on_device=lambda: nullcontext(self.dit))
+        latents = denoise([expert], solver, noise, conditioning, events.append)
         hook.remove()
         self.found |= {
             f"clip{r}.noise": noise[0],
@@ -227,7 +278,7 @@ class Run:
             f"clip{r}.latents_after_step0": events[0].latents[0],
             f"clip{r}.latents": latents[0],
         }
-        if entry["guide_scale"] != 1:
+        if scale != 1:
             self.found[f"clip{r}.pred_uncond_step0"] = velocities[1][0]
         return latents
 
