@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinograph import __version__
-from kinograph.cli import work
+from kinograph.cli import preprocess, work
 from kinograph.cli.arguments import (
     EXTEND,
     GENERATE_FLAGS,
@@ -37,15 +37,6 @@ if TYPE_CHECKING:
 PREPARING = "preparing the material (kept for the next run with the same inputs)"
 
 
-def point(text: str) -> tuple[float, float]:
-    """(x, y) from `640,200`."""
-    try:
-        x, y = (number(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError("must be X,Y in pixels of the video, such as 640,200") from None
-    return x, y
-
-
 OWN_FLAGS: tuple[Flag, ...] = (
     Flag(name="video", group=WHAT, metavar="FILE", help="the video whose person is followed"),
     Flag(name="image", group=WHAT, metavar="FILE", help="the character"),
@@ -56,7 +47,8 @@ OWN_FLAGS: tuple[Flag, ...] = (
     Flag(name="size", group=PREPARING, read=size, metavar="W*H", help="area of the result in pixels (default: the model's own size)"),
     Flag(name="fps", group=PREPARING, read=number, metavar="N", help="frames per second of the result (default: the video's)"),
     Flag(name="person", group=PREPARING, read=whole_number, metavar="N", help="who is followed, by size: 0 (default) is the largest"),
-    Flag(name="click", group=PREPARING, read=point, metavar="X,Y", help="a point of the first frame, in pixels, on the person to follow"),
+    Flag(name="click", group=PREPARING, read=preprocess.point, metavar="X,Y",
+         help="a point of the first frame, in pixels, on the person to follow"),
     Flag(name="retarget_flag", group=PREPARING, read=None, help="give the skeleton the character's proportions"),
     Flag(name="use_flux", group=PREPARING, read=None, help="measure them on edited pictures; with --retarget_flag"),
     Flag(name="iterations", group=PREPARING, read=whole_number, metavar="N", help="growths of the mask (default: 3)"),
@@ -75,7 +67,6 @@ _HELP_HERE = {
 }
 _OF_GENERATE = (flag for flag in GENERATE_FLAGS if flag.name not in _LEFT_OUT and flag.group not in (MANY, EXTEND, SPEECH))
 FLAGS = (*OWN_FLAGS, *(dataclasses.replace(flag, help=_HELP_HERE.get(flag.name, flag.help)) for flag in _OF_GENERATE))
-_SETTINGS = ("person", "click", "iterations", "k", "w_len", "h_len")  # flags with the names of fields of PrepareSettings
 
 
 def run(argv: Sequence[str]) -> int:
@@ -137,21 +128,10 @@ def _animation_models() -> list[str]:
 
 def settings_of(values: Mapping[str, Any], spec: ModelSpec) -> PrepareSettings:
     """How the material is made: the source's frame rate, the model's size, and what the flags say."""
-    from kinograph.preprocess.animate.prepare import PrepareSettings
-
     if "click" in values and "person" in values:
         raise RequestError("--click and --person both choose the person; leave one of them out")
-    fps = values.get("fps", -1)
-    return PrepareSettings(
-        resolution_area=values.get("size", spec.sizes[0]),
-        fps=None if fps == -1 else fps,
-        replace=values.get("mode") == "replace",
-        retarget="retarget_flag" in values,
-        use_flux="use_flux" in values,
-        models=values.get("models", "published" if "ckpt_path" in values else "mediapipe"),
-        process_checkpoint=Path(values["ckpt_path"]) if "ckpt_path" in values else None,
-        **{name: values[name] for name in _SETTINGS if name in values},
-    )
+    mode = {"replace_flag": True} if values.get("mode") == "replace" else {}
+    return preprocess.settings_of({"fps": -1, **values, "resolution_area": values.get("size", spec.sizes[0]), **mode})
 
 
 def job_for(values: Mapping[str, Any], spec: ModelSpec, folder: Path) -> Job:

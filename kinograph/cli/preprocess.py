@@ -20,7 +20,7 @@ INPUT, MODE, MASK, OUTPUT = "inputs", "what to prepare", "mask of the replaced p
 def point(text: str) -> tuple[float, float]:
     """(x, y) from `640,360`."""
     try:
-        x, y = (float(part) for part in text.split(","))
+        x, y = (number(part) for part in text.split(","))
     except ValueError:
         raise ValueError("must be X,Y in pixels of the video, such as 640,360") from None
     return x, y

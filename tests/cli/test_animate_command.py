@@ -156,7 +156,7 @@ def test_flags_reach_the_preparation(command: list[str], preparation: Preparatio
     [
         (["--video", "none.mp4"], r"there is no video none.mp4"),
         (["--image", "none.png"], r"there is no picture none.png"),
-        (["--click", "12"], r"--click must be X,Y in pixels of the video, such as 640,200; got '12'"),
+        (["--click", "12"], r"--click must be X,Y in pixels of the video, such as 640,360; got '12'"),
         (["--click", "1,2", "--person", "1"], r"--click and --person both choose the person"),
         (["--mode", "swap"], r"--mode must be one of animate, replace"),
         (["--task", "ti2v-nano"], r"ti2v-nano does not animate characters; choose one of animate-14B"),
