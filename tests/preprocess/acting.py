@@ -1,4 +1,4 @@
-"""Drawn videos with a red figure, and a `PersonFinder` that finds what is red."""
+"""Drawn videos with a red figure, a `PersonFinder` that finds what is red, and a skeleton."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kinograph.preprocess.animate.boxes import Person
+from kinograph.preprocess.animate.keypoints import Skeleton
 
 # Fractions of the figure's box (x, y) for whole-body points 0 to 22: a front view, arms stretched out.
 _BODY = (
@@ -27,6 +28,17 @@ def posture() -> np.ndarray:
     for hand, (x, y) in ((slice(91, 112), (0.98, 0.25)), (slice(112, 133), (0.02, 0.25))):
         points[hand, :2] = np.array([x, y]) + np.linspace(0, 0.02, 21)[:, None]
     return points
+
+
+def standing(*, arm: float = 1.0) -> Skeleton:
+    """A person who faces the camera, in fractions of the frame; `arm` lengthens the upper arms."""
+    x = [0.5, 0.5, 0.42, 0.42 - 0.1 * arm, 0.22, 0.58, 0.58 + 0.1 * arm, 0.78, 0.46, 0.46, 0.46, 0.54, 0.54, 0.54]
+    y = [0.15, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.5, 0.7, 0.88, 0.5, 0.7, 0.88]
+    x += [0.48, 0.52, 0.46, 0.54, 0.55, 0.45]
+    y += [0.14, 0.14, 0.15, 0.15, 0.91, 0.91]
+    body = np.column_stack([x, y, np.ones(20)])
+    hands = [np.column_stack([np.full(21, body[wrist, 0]), np.linspace(0.25, 0.3, 21), np.ones(21)]) for wrist in (7, 4)]
+    return Skeleton(body, *hands)
 
 
 class RedFinder:

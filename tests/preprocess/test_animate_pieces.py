@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from preprocess.acting import standing
 
 from kinograph.errors import RequestError
 from kinograph.media.letterbox import coverage, fit_size, letterbox
@@ -11,18 +12,6 @@ from kinograph.preprocess.animate import boxes, frames, masks, raster
 from kinograph.preprocess.animate.keypoints import L_ELBOW, LIMBS, NECK, R_ELBOW, R_WRIST, Skeleton, skeleton_of
 from kinograph.preprocess.animate.retarget import Figure, measure
 from kinograph.preprocess.animate.skeleton import draw_skeleton
-
-
-def standing(*, arm: float = 1.0) -> Skeleton:
-    """A person who faces the camera, in fractions of the frame; `arm` lengthens the upper arms."""
-    x = [0.5, 0.5, 0.42, 0.42 - 0.1 * arm, 0.22, 0.58, 0.58 + 0.1 * arm, 0.78, 0.46, 0.46, 0.46, 0.54, 0.54, 0.54]
-    y = [0.15, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.5, 0.7, 0.88, 0.5, 0.7, 0.88]
-    x += [0.48, 0.52, 0.46, 0.54, 0.55, 0.45]
-    y += [0.14, 0.14, 0.15, 0.15, 0.91, 0.91]
-    body = np.column_stack([x, y, np.ones(20)])
-    hands = [np.column_stack([np.full(21, body[wrist, 0]), np.linspace(0.25, 0.3, 21), np.ones(21)]) for wrist in (7, 4)]
-    return Skeleton(body, *hands)
-
 
 # ------------------------------------------------------------------------------------------------------- pictures
 

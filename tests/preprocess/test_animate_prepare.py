@@ -16,6 +16,7 @@ from kinograph.errors import CheckpointError, KinographError, MediaError, Reques
 from kinograph.media.audio import read_audio
 from kinograph.media.video import read_frames, read_timeline, read_video
 from kinograph.preprocess.animate import prepare
+from kinograph.preprocess.animate.boxes import Person
 from kinograph.preprocess.animate.material import NAMES
 from kinograph.preprocess.animate.prepare import PrepareSettings, prepare_material
 from kinograph.preprocess.animate.preview import write_preview
@@ -87,6 +88,50 @@ def test_retargeting_draws_the_characters_proportions(tmp_path, picture):
     assert material.kept_limbs == ()
 
 
+class Twitching(RedFinder):
+    """Throws the left wrist across the picture in the third frame, and finds the right hand at the left elbow in the fourth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame = -1
+
+    def restart(self) -> None:
+        self.frame = -1
+
+    def observe(self, frame: np.ndarray, person: Person) -> np.ndarray:
+        points = super().observe(frame, person)
+        self.frame += 1
+        if self.frame == 2:
+            points[9, :2] = (2, 94)
+        if self.frame == 3:
+            points[112:, :2] += points[7, :2] - points[10, :2]
+        return points
+
+
+def test_what_fails_in_a_frame_is_told(tmp_path, picture):
+    video = save_video(tmp_path / "v.mp4", [scene(60 + i) for i in range(8)])
+    material = made(video, picture, Twitching(), retarget=True)
+    assert material.kept_limbs == () and material.failed_limbs == {"left forearm": 1} and material.hands_left_out == {"right hand": 1}
+    assert "left forearm kept the plain scaled pose in 1 of 8 frames" in material.notes
+    assert "right hand was left out in 1 of 8 frames, where it was found too far from its wrist" in material.notes
+    assert json.loads((material.folder / "material.json").read_text())["failed_limbs"] == {"left forearm": 1}
+    poses = read_video(material.folder / "src_pose.mp4")[0].numpy().max(axis=3) > 80
+    assert not poses[2, 110:, :40].any()  # where the wrist was thrown
+
+
+def test_exchanged_sides_are_told(tmp_path, picture):
+    class Exchanging(Twitching):
+        def observe(self, frame: np.ndarray, person: Person) -> np.ndarray:
+            points = RedFinder.observe(self, frame, person)
+            self.frame += 1
+            if self.frame in (3, 4):
+                points[[5, 6, 7, 8, 9, 10]] = points[[6, 5, 8, 7, 10, 9]]
+            return points
+
+    material = made(save_video(tmp_path / "v.mp4", [scene(60)] * 8), picture, Exchanging(), retarget=True)
+    assert material.notes == ("left and right arms were exchanged in 2 of 8 frames, and put back",)
+
+
 def test_edited_pictures_are_what_is_measured(tmp_path, picture):
     class Widener:
         prompts: list[str] = []  # noqa: RUF012
@@ -137,6 +182,43 @@ def test_one_of_two_people_is_followed(tmp_path, picture, choice, at):
     material = made(video, picture, replace=True, iterations=0, **choice)
     pose = read_video(material.folder / "src_pose.mp4")[0][8].numpy().max(axis=2) > 80
     assert abs(np.flatnonzero(pose.any(axis=0))[0] - (at + 8)) <= 3
+
+
+class Nearsighted(RedFinder):
+    """Sees nobody who is less than 40 pixels high."""
+
+    def find(self, frame: np.ndarray) -> list[Person]:
+        return [person for person in super().find(frame) if person.y2 - person.y1 >= 40]
+
+
+def test_people_are_looked_for_in_frames_of_the_videos_size(tmp_path, picture):
+    video = save_video(tmp_path / "v.mp4", [scene(20 + 4 * i) for i in range(6)])
+    material = made(video, picture, Nearsighted(), replace=True, iterations=0, resolution_area=(48, 80), click=(30.0, 40.0))
+    assert (material.width, material.height) == (80, 48) and material.frames_without_person == 0
+    written = videos(material.folder)
+    for i, mask in enumerate(written["src_mask"][..., 0].numpy() > 127):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        assert abs(columns[0] - (10 + 2 * i)) <= 1 and abs(columns[-1] - (29 + 2 * i)) <= 1
+        assert abs(rows[0] - 8) <= 1 and abs(rows[-1] - 39) <= 1
+        pose = written["src_pose"][i].numpy().max(axis=2) > 80
+        assert abs(np.flatnonzero(pose.any(axis=0))[0] - (10 + 2 * i)) <= 2
+
+
+def test_the_character_is_looked_for_in_a_larger_picture(tmp_path):
+    video = save_video(tmp_path / "v.mp4", [scene(60)] * 2)
+    picture = save_picture(tmp_path / "wide.png", scene(90, width=200, height=96))
+    material = made(video, picture, Nearsighted(), retarget=True, resolution_area=(96, 48))
+    assert (material.width, material.height) == (96, 32)  # the figure is 21 pixels high there
+    pose = read_video(material.folder / "src_pose.mp4")[0][0].numpy().max(axis=2) > 80
+    # 200x96 comes to 66x32 there, 15 columns in.
+    columns = np.flatnonzero(pose.any(axis=0))
+    assert abs(columns[0] - (15 + 0.33 * 90)) <= 2 and abs(columns[-1] - (15 + 0.33 * 130)) <= 2
+
+
+def test_a_video_too_thin_for_its_area(tmp_path, picture):
+    video = save_video(tmp_path / "v.mp4", [scene(20, width=640, height=82)] * 2)
+    with pytest.raises(RequestError, match="640x82 is too thin for an area of 1024 pixels"):
+        made(video, picture, replace=True, resolution_area=(32, 32))
 
 
 def test_people_that_are_not_there(tmp_path, picture):

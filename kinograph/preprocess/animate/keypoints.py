@@ -33,6 +33,9 @@ LIMB_NAMES = (
     "right side", "right thigh", "right shin", "left side", "left thigh", "left shin",
     "neck", "right eye", "right ear", "left eye", "left ear", "left foot", "right foot",
 )  # fmt: skip
+LARGER_OF_PAIR = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (17, 18))  # limbs of both sides
+MEAN_OF_PAIR = ((13, 15), (14, 16))
+SEEN = 0.4  # score of joints and fingers that are believed to be there
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,9 @@ class Material:
     frames_without_person: int  # that took their neighbours'
     frames_without_face: int
     frames_with_empty_mask: int | None  # None: no masks
-    kept_limbs: tuple[str, ...] | None  # limbs that retargeting left in the plain scaled pose; None: not retargeted
+    kept_limbs: tuple[str, ...] | None  # limbs that retargeting could not measure; None: not retargeted
+    failed_limbs: dict[str, int] | None  # in how many frames a limb kept the plain scaled pose; None: not retargeted
+    hands_left_out: dict[str, int] | None  # in how many frames a hand was too far from its wrist; None: not retargeted
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:

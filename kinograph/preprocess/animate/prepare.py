@@ -22,17 +22,19 @@ from kinograph.preprocess.animate import material as files
 from kinograph.preprocess.animate.boxes import FACE_SIZE, Person, crop_face, face_box
 from kinograph.preprocess.animate.edit_prompts import edit_prompts
 from kinograph.preprocess.animate.flux_edit import PictureEditor, load_editor
-from kinograph.preprocess.animate.frames import fit_to_area, frames_in_time
+from kinograph.preprocess.animate.frames import fit_to_area, frames_in_time, output_size
 from kinograph.preprocess.animate.keypoints import FACE, Skeleton, skeleton_of
 from kinograph.preprocess.animate.masks import widened, without_person
 from kinograph.preprocess.animate.material import ControlVideos, Material
 from kinograph.preprocess.animate.perception import SETS, PersonFinder, load_finder
 from kinograph.preprocess.animate.preview import write_preview
 from kinograph.preprocess.animate.retarget import Figure, Retargeting, measure
+from kinograph.preprocess.animate.retarget_checks import Believed, believed
 from kinograph.preprocess.animate.skeleton import MIN_SCORE, draw_skeleton
 from kinograph.preprocess.animate.tracking import boxes_between, filled, followed, nearest_present, smoothed
 
 CACHE_BYTES = 1 << 30  # of decoded frames that are kept, instead of being decoded once more for each pass
+LOOKED_AT = 1280 * 720  # pixels, at least, of a reference picture in which the character is looked for
 FIND_EVERY = 4  # frames; in between, boxes lie between those found
 OnProgress = Callable[[str, int, int], None]  # stage, frames done, frames in all
 
@@ -96,24 +98,25 @@ def prepare_material(
     settings = settings or PrepareSettings()
     folder, say = Path(folder), on_progress or (lambda stage, done, total: None)
     files.check_target(folder)
-    picture = np.asarray(read_image(image))
+    picture = np.array(read_image(image))
     source = _Source.open(Path(video), settings)
+    reference = _fitted(picture, settings.area)
+    size = _size(source, settings, reference)
     finder = finder or load_finder(settings.models, settings.process_checkpoint, masks=settings.replace)
     if settings.use_flux:
         editor = editor or load_editor(settings.process_checkpoint)
-    reference = fit_to_area(torch.from_numpy(picture.copy()), area=settings.area).numpy()
-    reference_points = _reference_points(finder, reference, image) if not settings.replace or settings.retarget else None
+    reference_points = None if settings.replace else _character_points(finder, picture, settings.area, image)
     seen = _observe(source, finder, settings, say)
     with files.pending_folder(folder) as partial:
         retargeting = None
         if settings.retarget:
             assert reference_points is not None
             edited = _edited(source, seen, reference, finder, editor, partial) if settings.use_flux and editor else None
-            retargeting = measure(source.figure(seen.points[0]), _figure(reference_points, reference), edited=edited)
-        _write_videos(partial, source, seen, settings, reference, retargeting, say)
+            retargeting = _Retargeted.of(source, seen, _figure(reference_points, reference), edited)
+        _write_videos(partial, source, seen, settings, size, retargeting, say)
         files.save_picture(partial / files.REFERENCE, picture)
         has_sound = save_sound_track(video, partial / files.SOUND, seconds=len(source) / source.fps)
-        result = _describe(folder, source, seen, settings, reference, retargeting, files.SOUND if has_sound else None)
+        result = _describe(folder, source, seen, settings, size, retargeting, files.SOUND if has_sound else None)
         (partial / files.DESCRIPTION).write_text(result.to_json() + "\n", encoding="utf-8")
         if preview:
             write_preview(partial, partial / files.PREVIEW)
@@ -124,12 +127,14 @@ def prepare_material(
 
 
 class _Source:
-    """The chosen frames of the driving video; iterating decodes them, or takes them from memory if they are few."""
+    """The chosen frames of the driving video, at its size; iterating decodes them, or takes them from memory if they are few.
 
-    def __init__(self, path: Path, indices: list[int], fps: float, area: int | None, native: tuple[int, int]) -> None:
-        self.path, self.fps, self._indices, self._area = path, fps, indices, area
-        self.native_width, self.native_height = native
-        first = next(self._decoded())
+    People are looked for in these, however small the result is to be: small people are not found.
+    """
+
+    def __init__(self, path: Path, indices: list[int], fps: float) -> None:
+        self.path, self.fps, self._indices = path, fps, indices
+        first = next(read_frames(path, indices))
         self.height, self.width = first.shape[:2]
         self._keeps = first.nbytes * len(indices) <= CACHE_BYTES
         self._kept: list[np.ndarray] = []
@@ -138,8 +143,7 @@ class _Source:
     def open(cls, path: Path, settings: PrepareSettings) -> _Source:
         timeline: Timeline = read_timeline(path)
         indices, fps = frames_in_time(timeline.times, timeline.end, timeline.fps, settings.fps)
-        height, width = next(read_frames(path, [0])).shape[:2]
-        return cls(path, indices, fps, settings.area if settings.replace else None, (width, height))
+        return cls(path, indices, fps)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -149,23 +153,36 @@ class _Source:
             yield from self._kept
             return
         self._kept = []
-        for frame in self._decoded():
+        for frame in read_frames(self.path, self._indices):
             if self._keeps:
                 self._kept.append(frame)
             yield frame
 
-    def _decoded(self) -> Iterator[np.ndarray]:
-        for frame in read_frames(self.path, self._indices):
-            yield frame if self._area is None else fit_to_area(torch.from_numpy(frame), area=self._area).numpy()
-
     def figure(self, points: np.ndarray) -> Figure:
         return Figure(skeleton_of(points).scaled(1 / self.width, 1 / self.height), self.width, self.height)
 
-    def from_native(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the video as it is to one of the frames as they are used."""
-        inner_width, inner_height = fit_size(self.native_width, self.native_height, into=(self.width, self.height))
-        left, top = (self.width - inner_width) // 2, (self.height - inner_height) // 2
-        return x * inner_width / self.native_width + left, y * inner_height / self.native_height + top
+
+def _fitted(picture: np.ndarray, area: int) -> np.ndarray:
+    """uint8 [h, w, C] of about `area` pixels, for [H, W, C]."""
+    return fit_to_area(torch.from_numpy(picture), area=area).numpy()
+
+
+def _character_points(finder: PersonFinder, picture: np.ndarray, area: int, image: ImageSource) -> np.ndarray:
+    """[133, 3] of the largest person in the reference picture, in pixels of the picture fitted to `area`.
+
+    Found in a larger picture if that one is small.
+    """
+    height, width = picture.shape[:2]
+    points = _reference_points(finder, _fitted(picture, max(area, LOOKED_AT)), image)
+    to, seen = (_fit(width, height, output_size(width, height, area=each)) for each in (area, max(area, LOOKED_AT)))
+    points[:, :2] = (points[:, :2] - seen[1:]) * (to[0] / seen[0]) + to[1:]
+    return points
+
+
+def _fit(width: int, height: int, into: tuple[int, int]) -> tuple[float, int, int]:
+    """(scale, left, top): where a picture comes to lie that is fitted into another size."""
+    inner_width, inner_height = fit_size(width, height, into=into)
+    return inner_width / width, (into[0] - inner_width) // 2, (into[1] - inner_height) // 2
 
 
 def _reference_points(finder: PersonFinder, reference: np.ndarray, image: ImageSource) -> np.ndarray:
@@ -192,8 +209,8 @@ def _figure(points: np.ndarray, picture: np.ndarray) -> Figure:
 class _Seen:
     """Of one person, for every frame; gaps are filled."""
 
-    points: np.ndarray  # [n, 133, 3] in pixels of the frames
-    masks: list[np.ndarray] | None  # bool [H, W], packed
+    points: np.ndarray  # [n, 133, 3] in pixels of the source
+    masks: list[np.ndarray] | None  # bool [H, W] at the size of the result, packed
     no_person: int
     no_face: int
     has_face: bool
@@ -203,8 +220,7 @@ class _Seen:
 def _observe(source: _Source, finder: PersonFinder, settings: PrepareSettings, say: OnProgress) -> _Seen:
     looks = enumerate(_told(source, "looking for people", len(source), say))
     found = [finder.find(frame) for i, frame in looks if i % FIND_EVERY == 0]
-    click = source.from_native(*settings.click) if settings.click else None
-    boxes = followed(found, person=settings.person, click=click, name=str(source.path), scale=source.width / source.native_width)
+    boxes = followed(found, person=settings.person, click=settings.click, name=str(source.path))
     people = boxes_between(boxes, every=FIND_EVERY, total=len(source))
     finder.restart()
     points = np.stack(
@@ -214,7 +230,7 @@ def _observe(source: _Source, finder: PersonFinder, settings: PrepareSettings, s
     if not present.any():
         raise RequestError(f"no person was found in {source.path}; use material that shows one, larger or less hidden")
     points = _without_gaps(points, present, with_face)
-    masks, empty = _masks(source, finder, people, points, say) if settings.replace else (None, None)
+    masks, empty = _masks(source, finder, people, points, settings.area, say) if settings.replace else (None, None)
     return _Seen(
         points=smoothed(points, settings.smooth),
         masks=masks,
@@ -243,10 +259,11 @@ def _without_gaps(points: np.ndarray, present: np.ndarray, with_face: np.ndarray
 
 
 def _masks(
-    source: _Source, finder: PersonFinder, people: list[Person], points: np.ndarray, say: OnProgress
+    source: _Source, finder: PersonFinder, people: list[Person], points: np.ndarray, area: int, say: OnProgress
 ) -> tuple[list[np.ndarray], int]:
-    """(packed masks, empty ones having taken their neighbours'; how many were empty)."""
-    masks = [np.packbits(mask) for mask in _told(finder.masks(lambda: source, people, points), "cutting out", len(source), say)]
+    """(packed masks of `area`, empty ones having taken their neighbours'; how many were empty)."""
+    found = _told(finder.masks(lambda: source, people, points), "cutting out", len(source), say)
+    masks = [np.packbits(_fitted(mask[:, :, None] * np.uint8(255), area)[:, :, 0] > 127) for mask in found]
     present = np.array([bool(mask.any()) for mask in masks])
     if not present.any():
         raise RequestError(f"the person in {source.path} could not be cut out in any frame; use material that shows more of the person")
@@ -254,6 +271,23 @@ def _masks(
 
 
 # ------------------------------------------------------------------------------------------------------- retargeting
+
+
+@dataclass(frozen=True)
+class _Retargeted:
+    """What is believed of the driving movement, and how it becomes the character's."""
+
+    driving: Believed
+    rule: Retargeting
+
+    @classmethod
+    def of(cls, source: _Source, seen: _Seen, reference: Figure, edited: tuple[Figure, Figure] | None) -> _Retargeted:
+        driving = believed([source.figure(points).skeleton for points in seen.points], source.width, source.height)
+        first = Figure(driving.skeletons[0], source.width, source.height)
+        return cls(driving, measure(first, reference, edited=edited, lengths=driving.lengths))
+
+    def pose(self, frame: int) -> Skeleton:
+        return self.rule.apply(self.driving.skeletons[frame], self.driving.failed[frame])
 
 
 def _edited(
@@ -272,7 +306,7 @@ def _edited(
     return figures[0], figures[1]
 
 
-def _placed(skeleton: Skeleton, *, scale: float, left: float, top: float) -> Skeleton:
+def _placed(skeleton: Skeleton, *, scale: float, left: int, top: int) -> Skeleton:
     """A skeleton in pixels, scaled and moved."""
 
     def moved(rows: np.ndarray) -> np.ndarray:
@@ -281,17 +315,12 @@ def _placed(skeleton: Skeleton, *, scale: float, left: float, top: float) -> Ske
     return Skeleton(moved(skeleton.body), moved(skeleton.left_hand), moved(skeleton.right_hand))
 
 
-def _poses(source: _Source, seen: _Seen, settings: PrepareSettings, size: tuple[int, int], to: Retargeting | None) -> Iterator[np.ndarray]:
+def _poses(source: _Source, seen: _Seen, size: tuple[int, int], retargeted: _Retargeted | None) -> Iterator[np.ndarray]:
     """The control pictures, of `size` (width, height). Lines are drawn at that size, never scaled."""
     width, height = size
-    inner_width, inner_height = fit_size(source.width, source.height, into=size)
-    fit = {"scale": inner_width / source.width, "left": (width - inner_width) // 2, "top": (height - inner_height) // 2}
-    for points in seen.points:
-        skeleton = skeleton_of(points)
-        if to is not None:
-            skeleton = to.apply(skeleton.scaled(1 / source.width, 1 / source.height))
-        elif not settings.replace:
-            skeleton = _placed(skeleton, **fit)
+    scale, left, top = _fit(source.width, source.height, size)
+    for i, points in enumerate(seen.points):
+        skeleton = _placed(skeleton_of(points), scale=scale, left=left, top=top) if retargeted is None else retargeted.pose(i)
         yield draw_skeleton(skeleton, width=width, height=height)
 
 
@@ -303,16 +332,17 @@ def _write_videos(
     source: _Source,
     seen: _Seen,
     settings: PrepareSettings,
-    reference: np.ndarray,
-    retargeting: Retargeting | None,
+    size: tuple[int, int],
+    retargeting: _Retargeted | None,
     say: OnProgress,
 ) -> None:
     names = (files.POSE, files.FACE, *((files.BACKGROUND, files.MASK) if settings.replace else ()))
-    poses = _poses(source, seen, settings, _size(source, settings, reference), retargeting)
+    poses = _poses(source, seen, size, retargeting)
     with ControlVideos(folder, source.fps, names) as videos:
         for i, (frame, pose) in enumerate(zip(_told(source, "writing", len(source), say), poses)):
             pictures = {files.POSE: pose, files.FACE: _face(frame, seen.points[i]) if seen.has_face else _no_face()}
             if seen.masks is not None:
+                frame = _fitted(frame, settings.area)
                 mask = np.unpackbits(seen.masks[i], count=frame.shape[0] * frame.shape[1]).reshape(frame.shape[:2])
                 mask = widened(mask, iterations=settings.iterations, k=settings.k, w_len=settings.w_len, h_len=settings.h_len)
                 pictures[files.BACKGROUND] = without_person(frame, mask)
@@ -329,7 +359,10 @@ def _no_face() -> np.ndarray:
 
 
 def _size(source: _Source, settings: PrepareSettings, reference: np.ndarray) -> tuple[int, int]:
-    return (source.width, source.height) if settings.replace else (reference.shape[1], reference.shape[0])
+    """(width, height) of the result."""
+    if settings.replace:
+        return output_size(source.width, source.height, area=settings.area)
+    return reference.shape[1], reference.shape[0]
 
 
 def _describe(
@@ -337,30 +370,31 @@ def _describe(
     source: _Source,
     seen: _Seen,
     settings: PrepareSettings,
-    reference: np.ndarray,
-    retargeting: Retargeting | None,
+    size: tuple[int, int],
+    retargeting: _Retargeted | None,
     sound: str | None,
 ) -> Material:
-    width, height = _size(source, settings, reference)
     return Material(
         folder=folder,
         video=str(source.path),
         mode="replace" if settings.replace else "animate",
         fps=source.fps,
         num_frames=len(source),
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         sound=sound,
         models=settings.models,
         frames_without_person=seen.no_person,
         frames_without_face=seen.no_face,
         frames_with_empty_mask=seen.empty_masks,
-        kept_limbs=None if retargeting is None else retargeting.rejected,
+        kept_limbs=None if retargeting is None else retargeting.rule.rejected,
+        failed_limbs=None if retargeting is None else retargeting.driving.limbs,
+        hands_left_out=None if retargeting is None else retargeting.driving.hands,
         notes=_notes(seen, len(source), retargeting),
     )
 
 
-def _notes(seen: _Seen, total: int, retargeting: Retargeting | None) -> tuple[str, ...]:
+def _notes(seen: _Seen, total: int, retargeting: _Retargeted | None) -> tuple[str, ...]:
     """What the user should know before a long run."""
     notes = []
     if seen.no_person:
@@ -371,12 +405,20 @@ def _notes(seen: _Seen, total: int, retargeting: Retargeting | None) -> tuple[st
         notes.append(f"no face was seen in {seen.no_face} of {total} frames, which took their neighbours'")
     if seen.empty_masks:
         notes.append(f"the mask was empty in {seen.empty_masks} of {total} frames, which took their neighbours'")
-    if retargeting is not None and retargeting.rejected:
-        notes.append(
-            f"not measured well enough for retargeting, and left in the plain scaled pose or as on the other side: "
-            f"{', '.join(retargeting.rejected)}"
+    return (*notes, *(_retargeting_notes(retargeting, total) if retargeting else ()))
+
+
+def _retargeting_notes(retargeting: _Retargeted, total: int) -> Iterator[str]:
+    if rejected := retargeting.rule.rejected:
+        yield (
+            f"not measured well enough for retargeting, and left in the plain scaled pose or as on the other side: {', '.join(rejected)}"
         )
-    return tuple(notes)
+    for name, count in retargeting.driving.limbs.items():
+        yield f"{name} kept the plain scaled pose in {count} of {total} frames"
+    for name, count in retargeting.driving.hands.items():
+        yield f"{name} was left out in {count} of {total} frames, where it was found too far from its wrist"
+    for name, count in retargeting.driving.exchanged.items():
+        yield f"left and right {name} were exchanged in {count} of {total} frames, and put back"
 
 
 def _told(frames: Sequence[np.ndarray] | _Source | Iterator[np.ndarray], stage: str, total: int, say: OnProgress) -> Iterator[np.ndarray]:

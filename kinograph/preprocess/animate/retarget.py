@@ -6,8 +6,10 @@ stands in the reference picture. Ratios are measured once, per limb; a pair of l
 Hands are scaled as a whole and put at the wrists.
 
 `measure` finds out what has to be done, `Retargeting.apply` does it to a frame. The published rule believes every joint;
-with `check`, ratios that rest on joints hardly seen, or that no two people differ by, are replaced and reported. Hands
-that the pose network took for each other are exchanged and put where they belong; the published code misplaces them.
+with `check`, ratios that rest on joints hardly seen, or that no two people differ by, are replaced and reported, and lengths
+may be those that the whole driving video shows. Which limbs of which frames are believed, `retarget_checks.believed` finds
+out before. Hands that the pose network took for each other are exchanged and put where they belong; the published code
+misplaces them.
 """
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ from kinograph.preprocess.animate.keypoints import (
     L_SHOULDER,
     L_TOE,
     L_WRIST,
+    LARGER_OF_PAIR,
     LIMB_NAMES,
     LIMBS,
+    MEAN_OF_PAIR,
     NECK,
     NOSE,
     R_ANKLE,
@@ -35,14 +39,12 @@ from kinograph.preprocess.animate.keypoints import (
     R_SHOULDER,
     R_TOE,
     R_WRIST,
+    SEEN,
     Skeleton,
 )
 
 SURE = 0.5  # score of joints that a figure's height is measured by
-SEEN = 0.4  # score of joints and fingers that are believed to be there
-MAX_RATIO = 2.0  # of a limb to the same limb of another person of the same height
-LARGER_OF_PAIR = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (17, 18))  # limbs of both sides
-MEAN_OF_PAIR = ((13, 15), (14, 16))
+MAX_RATIO = 2.0  # of a limb to the same limb of another person, to the ratio of their sizes
 FEET = {17: 11, 18: 8}  # foot -> shin, half of whose length a foot may have
 FULL, THREE_QUARTER, HALF = 2, 1, 0  # how much of a body a skeleton shows
 
@@ -65,46 +67,62 @@ class Retargeting:
     offset: tuple[float, float]  # (x, y) in pixels of the source, subtracted before the division by `scale`
     width: int  # of the source
     height: int
+    plain: float = 1.0  # what every limb is multiplied by in the plain scaled pose
     rejected: tuple[str, ...] = ()  # limbs whose ratio was replaced
 
-    def apply(self, skeleton: Skeleton) -> Skeleton:
-        """In pixels of the reference picture, for a skeleton in fractions of the source's frame."""
+    def apply(self, skeleton: Skeleton, failed: np.ndarray | None = None) -> Skeleton:
+        """In pixels of the reference picture, for a skeleton in fractions of the source's frame.
+
+        `failed` [19] says, for a skeleton that was checked, which limbs are to keep the plain scaled pose. Without it, hands
+        are looked at as in the published code.
+        """
         source = skeleton.scaled(self.width, self.height)
         body = source.body.copy()
-        body[:, :2] = (rebuilt(body[:, :2], self.ratios, limit_feet=True) - np.array(self.offset)) / self.scale
-        right, left = self._hands(source, body)
+        ratios = self.ratios if failed is None else np.where(failed, self.plain, self.ratios)
+        body[:, :2] = (rebuilt(body[:, :2], ratios, limit_feet=True) - np.array(self.offset)) / self.scale
+        right, left = self._hands(source, body, exchange=failed is None)
         return Skeleton(body, left, right)
 
-    def _hands(self, source: Skeleton, body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _hands(self, source: Skeleton, body: np.ndarray, *, exchange: bool) -> tuple[np.ndarray, np.ndarray]:
         ratio = max(self.ratios[0], self.ratios[1]) / self.scale
         right, left = source.right_hand, source.left_hand
-        if _is_at_other_wrist(right, source.body):
+        if exchange and _is_at_other_wrist(right, source.body):
             right, left = left, right
         return tuple(  # type: ignore[return-value]
             _placed(hand, source.body[wrist, :2], body[wrist, :2], ratio) for hand, wrist in ((right, R_WRIST), (left, L_WRIST))
         )
 
 
-def measure(source: Figure, reference: Figure, *, edited: tuple[Figure, Figure] | None = None, check: bool = True) -> Retargeting:
+def measure(
+    source: Figure,
+    reference: Figure,
+    *,
+    edited: tuple[Figure, Figure] | None = None,
+    check: bool = True,
+    lengths: np.ndarray | None = None,
+) -> Retargeting:
     """How to turn the skeletons of a driving video into those of the reference's proportions.
 
     `source` is the first driving frame. `edited` are pictures of the same two people (source, reference) in a common pose:
-    limbs are then measured there. `check` replaces ratios that cannot be right.
+    limbs are then measured there. `check` replaces ratios that cannot be right. With it, `lengths` [19] may tell how long
+    the source's limbs are, in pixels of the first frame, as the whole video shows them; NaN for those that it does not show.
     """
-    scale = height_ratio(source, reference) or _side(source) / _side(reference)
-    if edited is None:
-        ratios = limb_ratios(source, reference, scale)
-        rejected = doubtful(ratios, source, reference) if check else ()
-    else:
-        ratios = edited_ratios(source, reference, *edited)
-        rejected = doubtful(ratios, *edited) if check else ()
-    ratios = symmetric(repaired(ratios, rejected))
+    height = height_ratio(source, reference)
+    scale = height or _side(source) / _side(reference)
+    known = lengths if check and edited is None else None
+    measured = edited or (source, reference)
+    ratios = limb_ratios(source, reference, scale, known) if edited is None else edited_ratios(source, reference, *edited)
+    seen = both_seen(*measured, known)
+    plain = float(np.median(ratios[seen])) if check and height is None and seen.any() else 1.0
+    rejected = doubtful(ratios, seen, plain) if check else ()
+    ratios = symmetric(repaired(ratios, rejected, plain))
     return Retargeting(
         ratios=ratios,
         scale=scale,
         offset=anchor(source, reference, ratios, scale),
         width=source.width,
         height=source.height,
+        plain=plain,
         rejected=tuple(LIMB_NAMES[i] for i in rejected),
     )
 
@@ -123,9 +141,15 @@ def height_ratio(source: Figure, reference: Figure) -> float | None:
     return None
 
 
-def limb_ratios(source: Figure, reference: Figure, scale: float) -> np.ndarray:
-    """[19]: length of each limb of the reference, brought to the source's height by `scale`, to the source's."""
-    return limb_lengths(reference, int(reference.width * scale), int(reference.height * scale)) / limb_lengths(source)
+def limb_ratios(source: Figure, reference: Figure, scale: float, lengths: np.ndarray | None = None) -> np.ndarray:
+    """[19]: length of each limb of the reference, brought to the source's height by `scale`, to the source's.
+
+    `lengths` [19] are the source's, in pixels, where they are known better than from its picture; NaN where not.
+    """
+    own = limb_lengths(source)
+    if lengths is not None:
+        own = np.where(np.isnan(lengths), own, np.maximum(lengths, 1e-6))
+    return limb_lengths(reference, int(reference.width * scale), int(reference.height * scale)) / own
 
 
 def edited_ratios(source: Figure, reference: Figure, edited_source: Figure, edited_reference: Figure) -> np.ndarray:
@@ -161,24 +185,28 @@ def symmetric(ratios: np.ndarray) -> np.ndarray:
     return result
 
 
-def repaired(ratios: np.ndarray, rejected: tuple[int, ...]) -> np.ndarray:
-    """`ratios` with those of `rejected` limbs replaced: by the other side's or, if that is rejected as well, by 1."""
+def repaired(ratios: np.ndarray, rejected: tuple[int, ...], plain: float = 1.0) -> np.ndarray:
+    """`ratios` with those of `rejected` limbs replaced: by the other side's or, if that is rejected as well, by `plain`."""
     twins = {a: b for pair in (*LARGER_OF_PAIR, *MEAN_OF_PAIR) for a, b in (pair, pair[::-1])}
     result = ratios.copy()
     for i in rejected:
         twin = twins.get(i)
-        result[i] = 1.0 if twin is None or twin in rejected else ratios[twin]
+        result[i] = plain if twin is None or twin in rejected else ratios[twin]
     return result
 
 
-def doubtful(ratios: np.ndarray, source: Figure, reference: Figure) -> tuple[int, ...]:
-    """The limbs whose ratio rests on a joint that is hardly seen, or is beyond what people differ by."""
-    seen = [figure.skeleton.body[:, 2] >= SEEN for figure in (source, reference)]
-    return tuple(
-        i
-        for i, joints in enumerate(LIMBS)
-        if not all(each[list(joints)].all() for each in seen) or not 1 / MAX_RATIO <= ratios[i] <= MAX_RATIO
-    )
+def both_seen(source: Figure, reference: Figure, lengths: np.ndarray | None = None) -> np.ndarray:
+    """bool [19]: the limbs whose joints are seen in both; for the source, `lengths` decide if there are any."""
+    joints = np.array(LIMBS)
+    in_source, in_reference = ((figure.skeleton.body[joints, 2] >= SEEN).all(axis=1) for figure in (source, reference))
+    result: np.ndarray = (in_source if lengths is None else ~np.isnan(lengths)) & in_reference
+    return result
+
+
+def doubtful(ratios: np.ndarray, seen: np.ndarray, plain: float) -> tuple[int, ...]:
+    """The limbs whose ratio rests on a joint that is hardly `seen` [19], or is beyond what people of the same size differ by."""
+    ratios = ratios / plain
+    return tuple(i for i in range(len(LIMBS)) if not seen[i] or not 1 / MAX_RATIO <= ratios[i] <= MAX_RATIO)
 
 
 # ------------------------------------------------------------------------------------------------------ placement

@@ -44,20 +44,21 @@ class Sam2Segmenter:
     def masks(self, frames: Iterable[np.ndarray], points: np.ndarray) -> Iterator[np.ndarray]:
         """bool [H, W] for each frame, for whole-body points [n, 133, 3] of the person."""
         rest, start = iter(frames), 0
-        while chunk := list(islice(rest, CHUNK)):
-            yield from self._tracked(chunk, points[start : start + len(chunk)])
+        while chunk := [(self._input(frame), frame.shape[:2]) for frame in islice(rest, CHUNK)]:
+            yield from self._tracked([picture for picture, _ in chunk], chunk[0][1], points[start : start + len(chunk)])
             start += len(chunk)
 
     @torch.inference_mode()
-    def _tracked(self, frames: list[np.ndarray], points: np.ndarray) -> Iterator[np.ndarray]:
-        height, width = frames[0].shape[:2]
-        prompts = {i: prompt_points(skeleton_of(points[i]).body, min_score=MIN_PROMPT_SCORE) for i in key_frames(len(frames))}
+    def _tracked(self, pictures: list[Tensor], size: tuple[int, ...], points: np.ndarray) -> Iterator[np.ndarray]:
+        """bool [H, W] for each of `pictures`, the inputs, of frames of `size` (height, width)."""
+        height, width = size
+        prompts = {i: prompt_points(skeleton_of(points[i]).body, min_score=MIN_PROMPT_SCORE) for i in key_frames(len(pictures))}
         prompts = {i: found for i, found in prompts.items() if len(found)}
         if not prompts:
-            yield from (np.zeros((height, width), dtype=bool) for _ in frames)
+            yield from (np.zeros((height, width), dtype=bool) for _ in pictures)
             return
         session = self._session(
-            video=torch.stack([self._input(frame) for frame in frames]),
+            video=torch.stack(pictures),
             video_height=height,
             video_width=width,
             inference_device=self._device,
@@ -71,11 +72,11 @@ class Sam2Segmenter:
             session.add_point_inputs(person, frame, {"point_coords": coordinates, "point_labels": labels})
             session.obj_with_new_inputs = [_PERSON_ID]
             self._model(inference_session=session, frame_idx=frame)
-        masks = [np.zeros((height, width), dtype=bool) for _ in frames]
+        masks = [np.packbits(np.zeros((height, width), dtype=bool))] * len(pictures)  # packed: frames may be large, and many
         for result in self._model.propagate_in_video_iterator(session, start_frame_idx=0):
             logits = F.interpolate(result.pred_masks.float(), (height, width), mode="bilinear", align_corners=False)
-            masks[result.frame_idx] = (logits[0, 0] > 0).cpu().numpy()
-        yield from masks
+            masks[result.frame_idx] = np.packbits((logits[0, 0] > 0).cpu().numpy())
+        yield from (np.unpackbits(mask, count=height * width).reshape(height, width).astype(bool) for mask in masks)
 
     def _input(self, frame: np.ndarray) -> Tensor:
         """float32 [3, size, size], standardised; the frame squeezed to a square."""

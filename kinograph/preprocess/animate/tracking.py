@@ -53,18 +53,16 @@ def followed(
     person: int = 0,
     click: tuple[float, float] | None = None,
     name: str = "the video",
-    scale: float = 1.0,
 ) -> list[Person | None]:
     """The box of one person in each frame: of the `person`-th largest, from 0, or of the one under `click` (x, y in pixels).
 
-    None where that person was not found. `scale` is the size of the frames to that of the video, in whose pixels messages
-    speak. Raises RequestError if there is nobody, or not that many.
+    None where that person was not found. Raises RequestError if there is nobody, or not that many.
     """
     tracks = tracks_of(people)
     if not tracks:
         raise RequestError(f"no person was found in {name}; use material that shows one, larger or less hidden")
     if click is not None:
-        chosen = _under(tracks, click, name, scale)
+        chosen = _under(tracks, click, name)
     elif 0 <= person < len(tracks):
         chosen = tracks[person]
     else:
@@ -72,7 +70,7 @@ def followed(
     return [chosen.boxes.get(frame) for frame in range(len(people))]
 
 
-def _under(tracks: Sequence[Track], click: tuple[float, float], name: str, scale: float) -> Track:
+def _under(tracks: Sequence[Track], click: tuple[float, float], name: str) -> Track:
     x, y = click
     for frame in range(max(track.last for track in tracks) + 1):
         here = [(box, track) for track in tracks if (box := track.boxes.get(frame)) is not None]
@@ -80,8 +78,8 @@ def _under(tracks: Sequence[Track], click: tuple[float, float], name: str, scale
             continue
         hit = [(box, track) for box, track in here if box.x1 <= x < box.x2 and box.y1 <= y < box.y2]
         if not hit:
-            places = "; ".join(",".join(f"{value / scale:.0f}" for value in box[:4]) for box, _ in here)
-            raise RequestError(f"the point {x / scale:.0f},{y / scale:.0f} is on nobody in {name}; people are at {places} (x1,y1,x2,y2)")
+            places = "; ".join(",".join(f"{value:.0f}" for value in box[:4]) for box, _ in here)
+            raise RequestError(f"the point {x:.0f},{y:.0f} is on nobody in {name}; people are at {places} (x1,y1,x2,y2)")
         return min(hit, key=lambda pair: (pair[0].x2 - pair[0].x1) * (pair[0].y2 - pair[0].y1))[1]
     raise AssertionError("a track has a box")
 
