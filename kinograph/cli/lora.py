@@ -117,16 +117,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def check(path: str, *, task: str | None = None) -> dict[str, Any]:
-    """What is worth knowing about a LoRA, JSON-able. With `task`, how it fits that model; else the models it fits best."""
-    from kinograph.checkpoints.lora_formats import guess_expert, guess_models, match, model_shapes, read_lora
+    """What is worth knowing about a LoRA, JSON-able. With `task`, how it fits that model; else every model it fits."""
+    from kinograph.checkpoints.lora_formats import choice_notes, guess_expert, guess_models, key_notes, match, model_shapes, read_lora
     from kinograph.pipeline import find_model
 
-    lora = read_lora(path)
+    lora, notes = read_lora(path), []
     if task is None:
         found = guess_models(lora)
         if not found:
             raise CheckpointError(f"{path} fits no model of the table ({len(lora.tensors)} tensors, the first {next(iter(lora.tensors))})")
-        models, contents = list(found), next(iter(found.values()))
+        models, contents, notes = list(found), next(iter(found.values())), choice_notes(found)
         problem = f"{len(contents.unmatched)} keys match nothing in {', '.join(models)}" if contents.unmatched else None
     else:
         spec = find_model(task)
@@ -140,7 +140,8 @@ def check(path: str, *, task: str | None = None) -> dict[str, Any]:
         "models": models,
         "expert": guess.expert if guess else None,
         "expert_from": guess.because if guess else None,
-        **_counts(lora, contents),
+        **_counts(contents),
+        "notes": [*notes, *key_notes(lora, contents)],
     }
 
 
@@ -177,9 +178,7 @@ def _problem(lora: LoraTensors, contents: LoraContents, spec: ModelSpec) -> str 
     return None
 
 
-def _counts(lora: LoraTensors, contents: LoraContents) -> dict[str, Any]:
-    from kinograph.checkpoints.lora_formats import key_notes
-
+def _counts(contents: LoraContents) -> dict[str, Any]:
     return {
         "format": list(contents.families),
         "rank": list(contents.ranks),
@@ -188,5 +187,4 @@ def _counts(lora: LoraTensors, contents: LoraContents) -> dict[str, Any]:
         "num_differences": len(contents.changes) - len(contents.low_rank),
         "unmatched": list(contents.unmatched),
         "misshaped": [f"{misfit.key}: {misfit}" for misfit in contents.misfits],
-        "notes": key_notes(lora, contents),
     }

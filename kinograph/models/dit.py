@@ -62,6 +62,16 @@ class WholeSequence:
         return x
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all blocks and the head of one pass take besides the tokens: the share of it that goes with this rank's tokens."""
+
+    rows: Tensor  # [B, R, 6, dim] float32: modulation
+    embedding: Tensor  # [B, R, dim] float32: of the timestep, for the head
+    rope: Tensor  # [L, D/2]
+    num_tokens: int  # of the whole sequence, without padding
+
+
 # -------------------------------------------------------------------------------------------------------- layers
 
 
@@ -219,18 +229,13 @@ class DiT(nn.Module):
         """
         grid = patch_grid(x, self.config.patch_size)
         x = self.patch_embedding(self.join_channels(x, channels))
-        num_tokens = x.shape[1]
-        embedding = self.time_embedding(timestep_embedding(t.reshape(t.shape[0], -1), self.config.freq_dim))  # [B, R, dim]
-        rows = self.time_projection(embedding).unflatten(-1, (6, -1))  # [B, R, 6, dim]
-        text = self.text_embedding(text.to(x.dtype))
-        rope = rope_table(grid, self.config.head_dim, device=x.device)
-
-        x = self.tokens.shard(x.float(), num_tokens)
-        rope = self.tokens.shard(rope.unsqueeze(0), num_tokens).squeeze(0)
-        rows, embedding = self.tokens.shard(rows, num_tokens), self.tokens.shard(embedding, num_tokens)
+        text = self.embed_text(text)
+        x, shared = self.share(x, *self.embed_time(t), rope_table(grid, self.config.head_dim, device=x.device))
         for block in self.blocks:
-            x = block(x, rows, text, rope, num_tokens=num_tokens)
-        return unpatchify(self.tokens.gather(self.head(x, embedding), num_tokens), grid, self.config.patch_size)
+            x = block(x, shared.rows, text, shared.rope, num_tokens=shared.num_tokens)
+        return unpatchify(self.predict(x, shared), grid, self.config.patch_size)
+
+    # -- the steps of a pass, from which models with more inputs are made too
 
     def join_channels(self, x: Tensor, channels: Tensor | None) -> Tensor:
         """`x` and, after it, `channels`; raises ValueError if that is not what the weights take."""
@@ -238,6 +243,29 @@ class DiT(nn.Module):
         if latents + extra != self.config.in_dim:
             raise ValueError(f"this model takes {self.config.in_dim} channels; got {latents} of latents and {extra} of conditioning")
         return x if channels is None else torch.cat([x, channels.to(x.dtype)], dim=1)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """[B, M, dim] for `text` [B, M, text_dim]."""
+        return self.text_embedding(text.to(self.patch_embedding.weight.dtype))
+
+    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Modulation rows [B, R, 6, dim] and embeddings [B, R, dim] in float32, of `t` [B] or [B, R]."""
+        embedding = self.time_embedding(timestep_embedding(t.reshape(t.shape[0], -1), self.config.freq_dim))
+        return self.time_projection(embedding).unflatten(-1, (6, -1)), embedding
+
+    def share(self, x: Tensor, rows: Tensor, embedding: Tensor, rope: Tensor) -> tuple[Tensor, Shared]:
+        """This rank's part of the tokens `x` [B, L, dim], in float32, and of what every block takes; `rope` [L, D/2]."""
+        num_tokens = x.shape[1]
+        return self.tokens.shard(x.float(), num_tokens), Shared(
+            rows=self.tokens.shard(rows, num_tokens),
+            embedding=self.tokens.shard(embedding, num_tokens),
+            rope=self.tokens.shard(rope.unsqueeze(0), num_tokens).squeeze(0),
+            num_tokens=num_tokens,
+        )
+
+    def predict(self, x: Tensor, shared: Shared) -> Tensor:
+        """Patches [B, num_tokens, pt·ph·pw·out_dim] of the velocity, on every rank, from this rank's tokens after the last block."""
+        return self.tokens.gather(self.head(x, shared.embedding), shared.num_tokens)
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kinograph.config import AnimateConfig
 from kinograph.models import dit, motion_encoder
-from kinograph.models.dit import Attention, DiT, LayerNorm, PatchEmbedding, RMSNorm, patch_grid, timestep_embedding, unpatchify
+from kinograph.models.dit import Attention, DiT, LayerNorm, PatchEmbedding, RMSNorm, patch_grid, unpatchify
 from kinograph.models.face_encoder import FaceBlock, FaceEncoder, with_reference_frame
 from kinograph.models.motion_encoder import MotionEncoder
 from kinograph.ops.rope import rope_table
@@ -128,23 +128,15 @@ class AnimateDiT(DiT):
         `x` [B, C, 1 + T, H, W]: noisy latents; `t` as in `DiT.forward`; the rest as in `Inputs`.
         """
         grid = patch_grid(x, self.config.patch_size)
-        x = self.patch_embedding(self.join_channels(x, channels))
-        num_tokens = x.shape[1]
-        x = self.add_pose(x, pose, grid)
-        embedding = self.time_embedding(timestep_embedding(t.reshape(t.shape[0], -1), self.config.freq_dim))  # [B, R, dim]
-        rows = self.time_projection(embedding).unflatten(-1, (6, -1))  # [B, R, 6, dim]
-        context = torch.cat([image.to(x.dtype), self.text_embedding(text.to(x.dtype))], dim=1)
-        rope = rope_table(grid, self.config.head_dim, device=x.device)
-
-        x = self.tokens.shard(x.float(), num_tokens)
-        rope = self.tokens.shard(rope.unsqueeze(0), num_tokens).squeeze(0)
-        rows, embedding = self.tokens.shard(rows, num_tokens), self.tokens.shard(embedding, num_tokens)
+        x = self.add_pose(self.patch_embedding(self.join_channels(x, channels)), pose, grid)
+        context = torch.cat([image.to(x.dtype), self.embed_text(text)], dim=1)
+        x, shared = self.share(x, *self.embed_time(t), rope_table(grid, self.config.head_dim, device=x.device))
         for i, block in enumerate(self.blocks):
-            x = block(x, rows, context, rope, num_tokens=num_tokens)
+            x = block(x, shared.rows, context, shared.rope, num_tokens=shared.num_tokens)
             if i % self.config.face_every == 0:
                 face_block: FaceBlock = self.face_adapter.fuser_blocks[i // self.config.face_every]  # type: ignore[assignment]
-                x = x + face_block(x, self.tokens.shard(face_block.keys_values(face), num_tokens))
-        return unpatchify(self.tokens.gather(self.head(x, embedding), num_tokens), grid, self.config.patch_size)
+                x = x + face_block(x, self.tokens.shard(face_block.keys_values(face), shared.num_tokens))
+        return unpatchify(self.predict(x, shared), grid, self.config.patch_size)
 
     def add_pose(self, x: Tensor, pose: Tensor, grid: dit.Grid) -> Tensor:
         """`x` [B, L, dim] with the patches of `pose` added to all frames but the first, the reference picture's."""

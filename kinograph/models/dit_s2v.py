@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kinograph.config import S2VConfig
 from kinograph.models import dit
 from kinograph.models.audio_encoder import CausalAudioEncoder
-from kinograph.models.dit import CrossAttention, Grid, PatchEmbedding, patch_grid, timestep_embedding, unpatchify
+from kinograph.models.dit import CrossAttention, Grid, PatchEmbedding, patch_grid, unpatchify
 from kinograph.ops.modulate import modulated_norm
 from kinograph.ops.norm import layer_norm
 from kinograph.ops.rope import rope_table
@@ -155,10 +155,6 @@ class S2VDiT(dit.DiT):
         audio, audio_global = self.casual_audio_encoder.for_clip(torch.zeros_like(clip.audio))
         return positive, replace(positive, text=self.embed_text(negative_text), audio=audio, audio_global=audio_global)
 
-    def embed_text(self, text: Tensor) -> Tensor:
-        """[B, M, dim] for `text` [B, M, text_dim]."""
-        return self.text_embedding(text.to(self.patch_embedding.weight.dtype))
-
     def embed_pose(self, clip: Clip) -> Tensor:
         """[B, L, dim] for the clip's pose; [B, 1, dim] without one, which counts as latents of 0."""
         if clip.pose is None:
@@ -192,24 +188,19 @@ class S2VDiT(dit.DiT):
         noisy = self.patch_embedding(x).float() + pose + self.kind(NOISY)
         num_noisy = noisy.shape[1]
         clean = reference if motion is None else torch.cat([reference, motion], dim=1)
-        rows, embedding = self.embed_time(t, num_noisy, clean.shape[1])
+        rows, embedding = self.embed_times(t, num_noisy, clean.shape[1])
         rope = sequence_rope(grid, self.config.head_dim, has_motion=motion is not None, device=x.device)
 
-        x = torch.cat([noisy, clean], dim=1)
-        num_tokens = x.shape[1]
-        x = self.tokens.shard(x, num_tokens)
-        rope = self.tokens.shard(rope.unsqueeze(0), num_tokens).squeeze(0)
-        rows, embedding = self.tokens.shard(rows, num_tokens), self.tokens.shard(embedding, num_tokens)
+        x, shared = self.share(torch.cat([noisy, clean], dim=1), rows, embedding, rope)
         for i, block in enumerate(self.blocks):
-            x = block(x, rows, text, rope, num_tokens=num_tokens)
+            x = block(x, shared.rows, text, shared.rope, num_tokens=shared.num_tokens)
             if i in self.audio_injector.place:
-                whole = self.tokens.gather(x, num_tokens)  # frames do not begin where shares do
-                x = self.tokens.shard(self.inject(i, whole, num_noisy, audio, audio_global), num_tokens)
-        patches = self.tokens.gather(self.head(x, embedding), num_tokens)[:, :num_noisy]
-        return unpatchify(patches, grid, self.config.patch_size)
+                whole = self.tokens.gather(x, shared.num_tokens)  # frames do not begin where shares do
+                x = self.tokens.shard(self.inject(i, whole, num_noisy, audio, audio_global), shared.num_tokens)
+        return unpatchify(self.predict(x, shared)[:, :num_noisy], grid, self.config.patch_size)
 
-    def embed_time(self, t: Tensor, num_noisy: int, num_clean: int) -> tuple[Tensor, Tensor]:
-        """Modulation rows [B, R, 6, dim] and embeddings [B, R, dim]: of `t` for the noisy tokens, of 0 for the others.
+    def embed_times(self, t: Tensor, num_noisy: int, num_clean: int) -> tuple[Tensor, Tensor]:
+        """As `embed_time`: of `t` for the noisy tokens, of 0 for the others.
 
         R is the least number of equal groups of tokens of which each is wholly noisy or wholly clean: 2T + 5 with motion.
         """
@@ -220,8 +211,7 @@ class S2VDiT(dit.DiT):
         def spread(of_t: Tensor, of_0: Tensor) -> Tensor:
             return torch.cat([of_t.repeat_interleave(counts[0], dim=1), of_0.repeat_interleave(counts[1], dim=1)], dim=1)
 
-        embedding = self.time_embedding(timestep_embedding(torch.cat([t, torch.zeros_like(t[:, :1])], dim=1), self.config.freq_dim))
-        rows = self.time_projection(embedding).unflatten(-1, (6, -1))
+        rows, embedding = self.embed_time(torch.cat([t, torch.zeros_like(t[:, :1])], dim=1))
         return spread(rows[:, :-1], rows[:, -1:]), spread(embedding[:, :-1], embedding[:, -1:])
 
     def inject(self, layer: int, x: Tensor, num_noisy: int, audio: Tensor, audio_global: Tensor | None) -> Tensor:

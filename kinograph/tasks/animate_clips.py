@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinograph.sampling.masks import fold_frames
+
 
 class Encoder(Protocol):
     """What is needed of a VAE."""
@@ -41,12 +43,6 @@ def back_and_forth(num_frames: int, length: int) -> list[int]:
 
 
 # -------------------------------------------------------------------------------------------------- conditioning
-
-
-def fold_frames(mask: Tensor, *, stride: int = 4) -> Tensor:
-    """[stride, T, h, w] for a mask [frames, h, w] of 1 + stride·n frames: the first latent frame is the first frame, repeated."""
-    repeated = torch.cat([mask[:1].expand(stride, -1, -1), mask[1:]])
-    return repeated.unflatten(0, (-1, stride)).transpose(0, 1)
 
 
 def mask_channels(person: Tensor | None, *, num_frames: int, size: tuple[int, int], num_given: int, stride: int = 4) -> Tensor:

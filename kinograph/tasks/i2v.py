@@ -15,6 +15,7 @@ from kinograph.models.vae import VAE
 from kinograph.requests import ImageToVideo
 from kinograph.runtime.placement import Components
 from kinograph.sampling.denoise import Conditioning
+from kinograph.sampling.masks import frame_mask
 from kinograph.tasks.geometry import i2v_size
 from kinograph.tasks.inputs import Carry, ClipInputs, Pictures, TextEmbeddings
 from kinograph.tasks.plan import Plan, check_aspect, make_plan, requested_size
@@ -33,7 +34,7 @@ def plan(request: ImageToVideo, spec: ModelSpec) -> Plan:
         _check_last(read_image(request.last_image).size, picture.size)
         if request.num_clips != 1:
             raise RequestError(f"--last_image says how the video ends, so it needs --num_clip 1; got {request.num_clips}")
-    return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips)
+    return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips, smooth_joins=request.smooth_joins)
 
 
 def prepare(components: Components, request: ImageToVideo, plan: Plan) -> Pictures:
@@ -70,19 +71,6 @@ def conditioning_channels(vae: VAE, first: torch.Tensor, last: torch.Tensor | No
     latents = vae.encode(video).float()
     mask = frame_mask(num_frames, has_last=last is not None, stride=vae.config.stride[0]).to(latents.device)
     return torch.cat([mask[None, :, :, None, None].expand(1, -1, -1, *latents.shape[-2:]), latents], dim=1)
-
-
-def frame_mask(num_frames: int, *, has_last: bool, stride: int) -> torch.Tensor:
-    """[stride, T]: 1 where a frame is given. The first latent frame stands for one frame, repeated `stride` times.
-
-    Also the training's definition of the image condition.
-    """
-    known = torch.zeros(num_frames)
-    known[0] = 1.0
-    if has_last:
-        known[-1] = 1.0
-    repeated = torch.cat([known[:1].expand(stride), known[1:]])
-    return repeated.view(-1, stride).T.contiguous()
 
 
 def _check_last(last: tuple[int, int], first: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ from kinograph.checkpoints.lora_formats import (
     LOW,
     Difference,
     LoraTensors,
+    choice_notes,
     guess_expert,
     guess_models,
     key_notes,
@@ -25,7 +26,7 @@ from kinograph.checkpoints.lora_formats import (
     require_fit,
     spellings,
 )
-from kinograph.config import I2V_NANO, T2V_A14B, T2V_NANO, TI2V_5B, TI2V_NANO, tiny
+from kinograph.config import ANIMATE_14B, I2V_NANO, T2V_A14B, T2V_NANO, TI2V_5B, TI2V_NANO, tiny
 from kinograph.errors import CheckpointError
 
 SPEC = tiny(T2V_A14B)
@@ -227,7 +228,7 @@ def test_one_layer_of_another_model_may_be_left_out():
     tensors, _ = low_rank(model_shapes(T2V_NANO), FAMILIES["comfyui"], targets=(*TARGETS[:4], "patch_embedding"))
     file, shapes = lora(tensors), model_shapes(I2V_NANO)
     contents = match(file, shapes)
-    with pytest.raises(CheckpointError, match=r"for t2v-nano, not for i2v-nano.*leave out the 1 that do not fit with --lora_ig"):
+    with pytest.raises(CheckpointError, match=r"for t2v-nano or s2v-nano, not for i2v-nano.*leave out the 1 that do not fit with --lora"):
         require_fit(file, contents, I2V_NANO)
     require_fit(file, contents, I2V_NANO, ignore_unmatched=True)
 
@@ -235,16 +236,43 @@ def test_one_layer_of_another_model_may_be_left_out():
 # --------------------------------------------------------------------------------------------------- what is it for
 
 
-@pytest.mark.parametrize("spec", [T2V_NANO, TI2V_NANO, TI2V_5B], ids=lambda spec: spec.name)
-def test_the_model_by_shapes(spec):
+@pytest.mark.parametrize(
+    ("spec", "fitting"),
+    [
+        (TI2V_NANO, ["ti2v-nano"]),
+        (TI2V_5B, ["ti2v-5B"]),
+        (T2V_NANO, ["t2v-nano", "s2v-nano"]),  # the others take image channels beside the latents
+        (I2V_NANO, ["i2v-nano", "animate-nano"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_models_by_shapes(spec, fitting):
     shapes = model_shapes(spec)
     targets = ["blocks.0.self_attn.q", "patch_embedding"]
-    assert list(guess_models(lora(low_rank(shapes, FAMILIES["kohya"], targets=targets)[0]))) == [spec.name]
+    found = guess_models(lora(low_rank(shapes, FAMILIES["kohya"], targets=targets)[0]))
+    assert list(found) == fitting and not choice_notes(found)
 
 
 def test_models_that_a_file_cannot_tell_apart():
     tensors, _ = low_rank(model_shapes(T2V_NANO), FAMILIES["kohya"], targets=TARGETS[:4])
-    assert list(guess_models(lora(tensors))) == ["t2v-nano", "i2v-nano"]
+    assert list(guess_models(lora(tensors))) == ["t2v-nano", "i2v-nano", "s2v-nano", "animate-nano"]
+
+
+def test_a_prefix_for_one_of_two_experts_tells_models_with_one_apart():
+    tensors, _ = low_rank(model_shapes(T2V_NANO), FAMILIES["diffusers"], targets=TARGETS[:4])
+    second = {name.replace("transformer.", "transformer_2."): tensor for name, tensor in tensors.items()}
+    assert list(guess_models(lora(second))) == ["t2v-nano", "i2v-nano"]
+
+
+def test_a_lora_of_the_animation_model():
+    """As the one for relighting: every linear of the blocks, those for the picture too."""
+    targets = ["blocks.0.self_attn.q", "blocks.39.cross_attn.k_img", "blocks.39.cross_attn.v_img", "blocks.39.ffn.0"]
+    found = guess_models(lora(low_rank(model_shapes(ANIMATE_14B), FAMILIES["peft"], targets=targets)[0]))
+    assert list(found) == ["animate-14B", "t2v-A14B", "i2v-A14B", "s2v-14B"]
+    assert [len(contents.changes) for contents in found.values()] == [4, 2, 2, 2]
+    assert choice_notes(found) == [
+        "4 keys are for an image input, which of these only animate-14B has; t2v-A14B, i2v-A14B, s2v-14B would skip them"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from lora_files import FAMILIES, TARGETS, low_rank, write
 from kinograph.checkpoints.lora_formats import model_shapes
 from kinograph.cli import lora as command
 from kinograph.cli.lora import lora_for, parse_lora_argument
-from kinograph.config import T2V_NANO, TI2V_NANO
+from kinograph.config import ANIMATE_NANO, T2V_NANO, TI2V_NANO
 from kinograph.errors import CheckpointError, RequestError
 from kinograph.runtime.lora import LoraFile, Phase
 
@@ -54,6 +54,9 @@ def test_a_path_with_a_colon_that_exists(tmp_path, monkeypatch):
     assert parse_lora_argument("style:2") == LoraFile("style:2")
 
 
+FITTING = ["t2v-nano", "i2v-nano", "s2v-nano", "animate-nano"]  # models with the layers of `style`
+
+
 @pytest.fixture
 def style(tmp_path):
     tensors, _ = low_rank(model_shapes(T2V_NANO), FAMILIES["kohya"], targets=TARGETS[:4])
@@ -63,20 +66,29 @@ def style(tmp_path):
 def test_check_says_what_a_file_is(style, capsys):
     assert command.run(["check", str(style)]) == 0
     out = capsys.readouterr().out
-    for words in ("kohya", "t2v-nano or i2v-nano", "low_noise (by its file name)", "rank     4", "alpha    2", "4 weights by low rank"):
+    for words in ("kohya", " or ".join(FITTING), "low_noise (by its file name)", "rank     4", "alpha    2", "4 weights by low rank"):
         assert words in out
 
 
 def test_check_as_json(style, capsys):
     assert command.run(["check", str(style), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["models"] == ["t2v-nano", "i2v-nano"] and report["rank"] == [4] and report["alpha"] == [2.0] and report["fits"]
+    assert report["models"] == FITTING and report["rank"] == [4] and report["alpha"] == [2.0] and report["fits"]
+
+
+def test_check_says_what_tells_models_apart(tmp_path, capsys):
+    targets = ["blocks.0.self_attn.q", "blocks.0.cross_attn.v_img"]
+    path = write(tmp_path / "light.safetensors", low_rank(model_shapes(ANIMATE_NANO), FAMILIES["comfyui"], targets=targets)[0])
+    assert command.run(["check", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "animate-nano or t2v-nano or i2v-nano or s2v-nano" in out and "2 weights by low rank" in out
+    assert "note: 3 keys are for an image input, which of these only animate-nano has" in out
 
 
 def test_check_against_another_model(style, capsys):
     assert command.run(["check", str(style), "--task", "ti2v-nano"]) == 2
     out = capsys.readouterr().out
-    assert "does not fit" in out and "is a LoRA for t2v-nano or i2v-nano, not for ti2v-nano" in out
+    assert "does not fit" in out and f"is a LoRA for {' or '.join(FITTING)}, not for ti2v-nano" in out
 
 
 def test_check_lists_keys_that_match_nothing(tmp_path, capsys):
