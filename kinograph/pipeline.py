@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,18 @@ import torch
 from kinograph.config import MODELS, ModelSpec, RuntimeOptions
 from kinograph.errors import RequestError
 from kinograph.media.audio import Sound
-from kinograph.media.colour import anchored, colours
+from kinograph.media.colour import anchored, colours, joined
 from kinograph.recipe import Recipe, describe_request
 from kinograph.requests import SpeechToVideo, VideoRequest
 from kinograph.runtime.embeddings import EmbeddingCache
 from kinograph.runtime.lora import Lora
 from kinograph.runtime.placement import Components, Parts, StageReport
+from kinograph.sampling.conditioning import Conditioning
 from kinograph.sampling.denoise import ExpertRun, StepEvent, denoise, initial_noise
 from kinograph.sampling.presets import find_preset
 from kinograph.sampling.solvers import make_solver
 from kinograph.tasks import TASKS
-from kinograph.tasks.inputs import Carry, TextEmbeddings
+from kinograph.tasks.inputs import Carry, ClipInputs, TextEmbeddings
 from kinograph.tasks.plan import Plan
 
 
@@ -179,24 +181,44 @@ def make_clips(
         with components.stage("condition"):
             inputs = task.condition(components, plan, run.text, run.prepared, clip, carry)
         _tell(on_stage, "denoise")
-        with components.stage("denoise"):
+        with components.stage("denoise"), conditioned(components, inputs) as conditioning:
             solver = make_solver(plan.solver, num_steps=plan.num_steps, shift=plan.shift)
             latents = denoise(
                 expert_runs(components, plan, solver.timesteps.tolist()),
                 solver,
                 noise_of_clip(components, plan, clip),
-                inputs.conditioning,
+                conditioning,
                 on_step=on_step,
             )
         _tell(on_stage, "decode")
         with components.stage("decode"):
             latents = latents[:, :, inputs.skip_latents :]
             video = decode(components, latents if inputs.lead is None else torch.cat([inputs.lead.to(latents), latents], dim=2))
-        frames = video[:, inputs.drop_frames :][:, : inputs.keep_frames]
-        if carry is not None and carry.anchor is not None:
-            frames = anchored(frames, carry.anchor, plan.anchor)
+        frames = finished(video, inputs, carry, plan)
         carry = next_carry(carry, frames, latents, plan)
         yield Clip(index=clip, frames=frames, carry=carry)
+
+
+def finished(video: torch.Tensor, inputs: ClipInputs, carry: Carry | None, plan: Plan) -> torch.Tensor:
+    """What a clip adds to the video [3, T, H, W], of all that was decoded for it, in the colours of the clips before."""
+    joins = plan.smooth_joins and carry is not None and inputs.drop_frames > 0
+    first = inputs.drop_frames - joins  # with the last frame of the clip before, as it was decoded once more
+    frames = video[:, first:]
+    if carry is not None and carry.anchor is not None:
+        frames = anchored(frames, carry.anchor, plan.anchor)
+    if joins and carry is not None:
+        frames = joined(frames[:, 1:], before=carry.frames[:, -1], again=frames[:, 0])
+    return frames[:, : inputs.keep_frames]
+
+
+@contextmanager
+def conditioned(components: Components, inputs: ClipInputs) -> Iterator[Conditioning]:
+    """The conditioning of a clip. Where the transformer has to make it, that stays placed for the block."""
+    if isinstance(inputs.conditioning, Conditioning):
+        yield inputs.conditioning
+        return
+    with components.place(components.spec.experts[0].name) as model:
+        yield inputs.conditioning(model)
 
 
 def next_carry(carry: Carry | None, frames: torch.Tensor, latents: torch.Tensor, plan: Plan) -> Carry:

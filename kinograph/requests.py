@@ -41,6 +41,7 @@ class ImageToVideo(VideoRequest):
     image: Any = None  # path, PIL image, or float tensor [3, H, W] in [-1, 1]
     last_image: Any = None  # the picture the video ends with
     num_clips: int = 1  # more than one: each later clip continues from the last frame of the one before
+    smooth_joins: bool = True  # later clips begin in the colours that the clip before ended in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class TextImageToVideo(VideoRequest):
 
     image: Any = None
     num_clips: int = 1
+    smooth_joins: bool = True  # later clips begin in the colours that the clip before ended in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class SpeechToVideo(VideoRequest):
     num_clips: int | None = None  # at most so many; None: as many as the sound needs
     start_from_reference: bool = False  # the video begins with the picture itself
     anchor: float = 0.0  # how far later clips are pulled towards the colours of the first: 0 (not at all, as published) to 1
+    smooth_joins: bool = True  # later clips begin in the colours that the clip before ended in; False: as published
     carry: str = "pixels"  # what a clip goes on from: the newest "pixels", encoded anew as published, or the "latents" as they are
     sound_offset: float = 0.0  # seconds by which the sound in the file comes later than the model heard it; negative: earlier
     tts_text: str | None = None  # what to say, instead of `audio`
@@ -84,4 +87,5 @@ class Animate(VideoRequest):
     material: Any = None  # path of a folder: `kinograph preprocess` makes it
     mode: str = "animate"  # "animate": all is generated; "replace": in the scene of the video
     anchor: float = 0.0  # how far later clips are pulled towards the colours of the first: 0 (not at all, as published) to 1
+    smooth_joins: bool = True  # later clips begin in the colours that the clip before ended in; False: as published
     overlap: int = 1  # frames of each clip, 1 or 5, that the next one goes on from

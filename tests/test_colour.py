@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinograph.media.colour import anchored, colours
-from kinograph.media.drift import describe_drift, measure_drift
+from kinograph.media.colour import FADE, MAX_TONE, anchored, colours, joined
+from kinograph.media.drift import describe_drift, join_step, measure_drift
 
 
 def moving(*, frames: int = 32, seed: int = 0) -> torch.Tensor:
@@ -41,6 +41,32 @@ def test_the_anchor_makes_no_step_inside_a_clip() -> None:
     drifted = 0.9 * true + 0.05
     change = (anchored(drifted, colours(true), 1.0) - drifted).mean(dim=(0, 2, 3))
     assert change.diff().abs().max() < 0.1 * change.abs().mean()
+
+
+def test_a_join_takes_the_step_in_colour_off_and_keeps_what_moves() -> None:
+    true = 0.9 * moving(frames=33)
+    before, after = true[:, 0], true[:, 1:]
+    tint = torch.tensor([0.05, -0.03, 0.02])[:, None, None]
+    found = joined(after + tint[:, None], before=before, again=before + tint)
+    assert (found[:, 0] - after[:, 0]).abs().max() < 1e-5
+    assert torch.equal(found[:, FADE:], (after + tint[:, None])[:, FADE:])  # from there on the clip has its own colours
+    steps = (found - after).mean(dim=(2, 3)).diff(dim=1).abs()
+    assert steps.max() < 1.2 * 0.05 / FADE  # and comes to them evenly
+
+
+def test_a_join_does_not_draw_one_picture_into_another() -> None:
+    true, other = moving(), moving(seed=5)
+    assert torch.equal(joined(true, before=true[:, 0], again=true[:, 0]), true)
+    changed = joined(true, before=other[:, 0] * 0 + 1, again=true[:, 0] * 0 - 1)
+    assert (changed - true).abs().max() <= MAX_TONE + 1e-6
+
+
+def test_a_join_is_compared_with_the_steps_on_both_sides() -> None:
+    ramp = torch.arange(12.0)[:, None, None, None].expand(-1, 4, 4, 3)
+    assert join_step(ramp[:6], ramp[6:]) == pytest.approx(1)
+    assert join_step(ramp[:6], ramp[6:] + 2) == pytest.approx(3)
+    uneven = torch.tensor([0.0, 1, 1, 1, 1, 2, 2, 2, 2, 3])[:, None, None, None].expand(-1, 4, 4, 3)  # a step of each four is larger
+    assert join_step(uneven[:5], uneven[5:]) == pytest.approx(4)
 
 
 def test_drift_is_measured() -> None:

@@ -33,7 +33,7 @@ import torch
 from kinograph.checkpoints.files import file_problem, metadata, read_tensors
 from kinograph.checkpoints.formats import dit_names
 from kinograph.checkpoints.layout import expected_tensors, model_factory
-from kinograph.config import MODELS, DiTConfig, ModelSpec
+from kinograph.config import MODELS, ModelSpec
 from kinograph.errors import CheckpointError
 
 HIGH, LOW = "high_noise", "low_noise"
@@ -193,7 +193,7 @@ class LoraContents:
     changes: tuple[Change, ...]
     misfits: tuple[Misfit, ...] = ()
     unmatched: tuple[str, ...] = ()  # keys that nothing in the model answers to
-    wan21_image: tuple[str, ...] = ()  # keys of the image input of Wan2.1, which no model here has
+    wan21_image: tuple[str, ...] = ()  # keys of the image input of Wan2.1, where the model has none: those of animation do
     text_encoder: tuple[str, ...] = ()  # keys for a text encoder
 
     @property
@@ -456,17 +456,30 @@ def model_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def guess_models(lora: LoraTensors) -> dict[str, LoraContents]:
     """Name of each model that every key of the file with a place fits in -> what it would do there.
 
-    Several where the file does not touch the layers they differ in. If every model leaves keys over, those that leave the fewest.
+    Several where the file does not touch the layers they differ in, those that skip the fewest keys of an image input first.
+    If every model leaves keys over, those that leave the fewest.
     """
     found: dict[str, LoraContents] = {}
     for spec in MODELS.values():
-        if type(spec.dit) is not DiTConfig:  # the speech and animation models have layers that are not built from here yet
-            continue
         contents = match(lora, model_shapes(spec), experts=[expert.name for expert in spec.experts])
         if contents.changes and not contents.misfits:
             found[spec.name] = contents
     fewest = min((len(contents.unmatched) for contents in found.values()), default=0)
-    return {name: contents for name, contents in found.items() if len(contents.unmatched) == fewest}
+    fitting = {name: contents for name, contents in found.items() if len(contents.unmatched) == fewest}
+    return dict(sorted(fitting.items(), key=lambda each: len(each[1].wan21_image)))
+
+
+def choice_notes(found: Mapping[str, LoraContents]) -> list[str]:
+    """What tells the models of `guess_models` apart, in a sentence; none where all take the same keys."""
+    fewest = min(len(contents.wan21_image) for contents in found.values())
+    whole = [name for name, contents in found.items() if len(contents.wan21_image) == fewest]
+    skipping = {name: len(contents.wan21_image) for name, contents in found.items() if name not in whole}
+    if not skipping:
+        return []
+    return [
+        f"{max(skipping.values())} keys are for an image input, which of these only {' and '.join(whole)} "
+        f"{'has' if len(whole) == 1 else 'have'}; {', '.join(skipping)} would skip them"
+    ]
 
 
 def require_fit(lora: LoraTensors, contents: LoraContents, spec: ModelSpec, *, ignore_unmatched: bool = False) -> None:

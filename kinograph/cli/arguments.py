@@ -171,6 +171,8 @@ GENERATE_FLAGS: tuple[Flag, ...] = (
          help="clips, each continuing from the one before (default: 1; for s2v as many as the sound needs)"),
     Flag(name="colour_anchor", group=WHAT, read=number, metavar="X", fills=("request.anchor",),
          help="keep the colours of later clips at those of the first, for s2v and animate: 0 (off, default) to 1"),
+    Flag(name="smooth_joins", group=WHAT, read=yes_or_no, metavar="BOOL", fills=("request.smooth_joins",),
+         help="later clips begin in the colours that the clip before ended in (default: true; false: as published)"),
     Flag(name="fps", group=WHAT, read=number, metavar="N", fills=("request.fps",),
          help="frames per second of the file (default: the model's own)"),
     Flag(name="base_seed", other_names=("seed",), group=SAMPLING, read=seed, metavar="N", fills=("request.seed",),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BESIDE = 4  # steps that a join is compared with, on each side: frames come from the decoder in fours, with a larger step after each
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDrift:
@@ -16,7 +18,7 @@ class ClipDrift:
     mean: tuple[float, float, float]  # of each channel, in 0..1
     colour: float  # largest difference of a channel's mean from the first clip's, in parts of the full range
     sharpness: float  # mean step from pixel to pixel, in parts of the first clip's
-    join: float | None  # step across the join with the clip before, in parts of the neighbouring steps; None for the first clip
+    join: float | None  # step across the join with the clip before, in parts of the `BESIDE` steps on each side; None for the first clip
 
 
 def measure_drift(clips: Iterable[Tensor]) -> list[ClipDrift]:
@@ -36,10 +38,10 @@ def measure_drift(clips: Iterable[Tensor]) -> list[ClipDrift]:
                 mean=mean,
                 colour=max(abs(a - b) for a, b in zip(mean, first)),
                 sharpness=sharpness / max(first_sharpness, 1e-9),
-                join=None if tail is None else _join(tail, pixels[:2]),
+                join=None if tail is None else join_step(tail, pixels[: BESIDE + 1]),
             )
         )
-        tail = pixels[-2:]
+        tail = pixels[-BESIDE - 1 :]
     return drift
 
 
@@ -62,9 +64,10 @@ def _sharpness(pixels: Tensor) -> float:
     return float(across + down)
 
 
-def _join(before: Tensor, after: Tensor) -> float:
-    """The step from `before`'s last frame to `after`'s first, over the mean of the steps within each."""
+def join_step(before: Tensor, after: Tensor) -> float:
+    """The step from the last of the frames `before` to the first `after` [n, ...], over the mean of `BESIDE` steps on each side."""
     step = (after[0] - before[-1]).abs().mean()
-    beside = [frames.diff(dim=0).abs().mean() for frames in (before, after) if len(frames) > 1]
-    usual = torch.stack(beside).mean() if beside else step
+    axes = tuple(range(1, before.dim()))
+    beside = [frames.diff(dim=0).abs().mean(axes) for frames in (before[-BESIDE - 1 :], after[: BESIDE + 1]) if len(frames) > 1]
+    usual = torch.cat(beside).mean() if beside else step
     return float(step / usual.clamp(min=1e-4))

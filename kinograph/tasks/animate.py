@@ -1,18 +1,19 @@
 """Character animation and replacement: a skeleton and a face drive a picture, clip by clip.
 
-What serves the whole video is made once (`prepare`): the reference picture's latents and image features, and the face tokens of
-every clip, which depend on nothing that a clip makes. A clip adds its pose, its background and the last frames of the clip before.
+What serves the whole video is made once (`prepare`): the reference picture's latents and image features. A clip adds its faces, its
+pose, its background and the last frames of the clip before. Faces are encoded by the transformer, and so when it is there for the clip.
 """
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinograph.config import AnimateConfig, ModelSpec
 from kinograph.errors import RequestError
@@ -30,7 +31,6 @@ from kinograph.tasks.plan import Plan, make_plan
 MODES = ("animate", "replace")
 OVERLAPS = (1, 5)  # the model was trained with no others
 MASK_THRESHOLD = 127  # levels above are the person; video compression leaves noise around 0 and 255
-FACES_AT_ONCE = 64  # read and held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,13 @@ class Prepared:
     """What all clips of a run share. Tensors are on the device of the transformer."""
 
     pose: FrameReader
+    face: FrameReader
     background: FrameReader | None
     mask: FrameReader | None
     num_frames: int  # of each of them
     overlap: int
     reference: Tensor  # [1, stride + z, 1, h, w]
-    image: Tensor  # [1, I, dim]
-    faces: tuple[Tensor, ...]  # [1, 1 + T, K, dim] for each clip
-    no_face: Tensor | None  # the same, for the negative pass; None where there is none
+    image: Tensor  # [1, I, image_dim]: the image encoder's tokens
     sound: Sound | None
 
 
@@ -73,6 +72,7 @@ def plan(request: Animate, spec: ModelSpec) -> Plan:
         carry_frames=request.overlap,
         one_noise_stream=True,
         anchor=request.anchor,
+        smooth_joins=request.smooth_joins,
         warnings=tuple(_warnings(request, material, fps)),
     )
 
@@ -110,31 +110,24 @@ def _warnings(request: Animate, material: Material, fps: float) -> Iterator[str]
 
 
 def prepare(components: Components, request: Animate, plan: Plan) -> Prepared:
-    """Reads the reference picture and all faces, and encodes them."""
+    """Reads and encodes the reference picture."""
     material = material_of(request, components.spec)
     picture = reference_picture(material).to(components.device)
     with components.place("image_encoder") as encoder:
         features = encoder(picture[None])
     with components.place("vae") as vae:
         reference = clips.reference_channels(vae, picture)
-    starts = clips.clip_starts(material.num_frames, plan.num_frames, request.overlap)
-    with components.place(components.spec.experts[0].name) as placed:
-        dit = cast(AnimateDiT, placed)
-        faces = _faces(material, _config(components.spec).face_size)
-        motion = torch.cat([dit.motion(some[None].to(components.device)) for some in faces], dim=1)  # [1, N, motion_dim]
-        parts = [motion[:, frame_numbers(start, plan.num_frames, material.num_frames)] for start in starts]
-        return Prepared(
-            pose=FrameReader(material.pose),
-            background=None if material.background is None else FrameReader(material.background),
-            mask=None if material.mask is None else FrameReader(material.mask),
-            num_frames=material.num_frames,
-            overlap=request.overlap,
-            reference=reference,
-            image=dit.image_tokens(features),
-            faces=tuple(dit.face_tokens(part) for part in parts),
-            no_face=dit.face_tokens(dit.no_motion(plan.num_frames)) if _is_guided(plan) else None,
-            sound=None if material.sound is None or plan.fps != material.fps else read_sound(material.sound),
-        )
+    return Prepared(
+        pose=FrameReader(material.pose),
+        face=FrameReader(material.face),
+        background=None if material.background is None else FrameReader(material.background),
+        mask=None if material.mask is None else FrameReader(material.mask),
+        num_frames=material.num_frames,
+        overlap=request.overlap,
+        reference=reference,
+        image=features,
+        sound=None if material.sound is None or plan.fps != material.fps else read_sound(material.sound),
+    )
 
 
 def reference_picture(material: Material) -> Tensor:
@@ -153,12 +146,10 @@ def frame_numbers(start: int, length: int, num_frames: int) -> list[int]:
     return clips.back_and_forth(num_frames, start + length)[start:]
 
 
-def _faces(material: Material, size: int) -> Iterator[Tensor]:
-    """[3, frames, size, size] in [-1, 1], some frames at a time; larger crops are shrunk by averaging."""
-    reader = FrameReader(material.face)
-    for first in range(0, material.num_frames, FACES_AT_ONCE):
-        faces = reader.read(range(first, min(first + FACES_AT_ONCE, material.num_frames)))
-        yield as_pixels(faces if faces.shape[1] == size else resize_average(faces, size, size))
+def _faces(reader: FrameReader, numbers: list[int], size: int) -> Tensor:
+    """[1, 3, frames, size, size] in [-1, 1]; larger crops are shrunk by averaging."""
+    faces = reader.read(numbers)
+    return as_pixels(faces if faces.shape[1] == size else resize_average(faces, size, size))[None]
 
 
 def _is_guided(plan: Plan) -> bool:
@@ -191,14 +182,29 @@ def condition(
     with components.place("vae") as vae:
         channels = clips.conditioning_channels(vae, prepared.reference, pixels.to(components.device), mask)
         pose = vae.encode(as_pixels(prepared.pose.read(numbers))[None].to(components.device))
-    shared: dict[str, Any] = {"channels": channels, "pose": pose, "image": prepared.image}
-    negative = None if prepared.no_face is None else Inputs(text=text.negative, face=prepared.no_face, **shared)
+    faces = _faces(prepared.face, numbers, _config(components.spec).face_size).to(components.device)
     return ClipInputs(
-        conditioning=Conditioning(positive=Inputs(text=text.positive, face=prepared.faces[clip], **shared), negative=negative),
+        conditioning=partial(
+            embedded, text=text, channels=channels, pose=pose, image=prepared.image, faces=faces, guided=_is_guided(plan)
+        ),
         skip_latents=1,  # the reference picture's
         drop_frames=given,
         keep_frames=min(plan.num_frames, prepared.num_frames - start) - given,
     )
+
+
+def embedded(
+    model: nn.Module, *, text: TextEmbeddings, channels: Tensor, pose: Tensor, image: Tensor, faces: Tensor, guided: bool
+) -> Conditioning:
+    """What the transformer `model` takes for a clip of `faces` [1, 3, F, S, S]; if not `guided`, nothing to guide away from."""
+    dit = cast(AnimateDiT, model)
+    positive = Inputs(
+        text=text.positive, channels=channels, pose=pose, image=dit.image_tokens(image), face=dit.face_tokens(dit.motion(faces))
+    )
+    if not guided:
+        return Conditioning(positive=positive)
+    no_face = dit.face_tokens(dit.no_motion(faces.shape[2]))
+    return Conditioning(positive=positive, negative=dataclasses.replace(positive, text=text.negative, face=no_face))
 
 
 def _person(mask: FrameReader | None, numbers: list[int]) -> Tensor | None:

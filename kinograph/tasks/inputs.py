@@ -1,9 +1,11 @@
 """The records that pass between the pipeline and a task's condition builder."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from kinograph.sampling.conditioning import Conditioning
 
@@ -37,11 +39,14 @@ class Carry:
 class ClipInputs:
     """What one clip is conditioned on, and which of its frames the video gets.
 
+    `conditioning` may be a function instead that makes it on the transformer, for what only that can embed: then the transformer
+    is placed once, for the embedding and the steps.
+
     decoded: [lead | latents without the first `skip_latents`]; of those frames, `drop_frames` are left out at the start, and
     of the rest the first `keep_frames` belong to the video.
     """
 
-    conditioning: Conditioning
+    conditioning: Conditioning | Callable[[nn.Module], Conditioning]
     lead: torch.Tensor | None = None  # latents [1, z, n, h, w] that the decoder, which is causal, warms up on
     skip_latents: int = 0
     drop_frames: int = 0

@@ -43,6 +43,7 @@ class Plan:
     carry_latents: int = 0  # latent frames, likewise
     one_noise_stream: bool = False  # clips draw their noise one after the other from one generator, not from seeds of their own
     anchor: float = 0.0  # how far later clips are pulled towards the colours of the first, in 0..1
+    smooth_joins: bool = False  # later clips begin in the colours that the clip before ended in
     preset: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -65,6 +66,7 @@ def make_plan(
     carry_latents: int = 0,
     one_noise_stream: bool = False,
     anchor: float = 0.0,
+    smooth_joins: bool = False,
     warnings: tuple[str, ...] = (),
 ) -> Plan:
     """`request` with the defaults of `spec`, for frames of `width` x `height`.
@@ -105,6 +107,7 @@ def make_plan(
         carry_latents=carry_latents,
         one_noise_stream=one_noise_stream,
         anchor=anchor,
+        smooth_joins=smooth_joins and num_clips > 1,
         preset=request.preset,
         warnings=(*_outside_training(spec, width, height, num_frames), *warnings),
     )

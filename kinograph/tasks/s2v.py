@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinograph.config import ModelSpec
 from kinograph.errors import MediaError, RequestError
@@ -112,6 +113,7 @@ def plan(request: SpeechToVideo, spec: ModelSpec) -> Plan:
         carry_frames=MOTION_FRAMES,
         carry_latents=MOTION_LATENTS if request.carry == "latents" else 0,
         anchor=request.anchor,
+        smooth_joins=request.smooth_joins,
         warnings=(
             *_pose_warnings(request, spec, total_frames + dropped),
             *_waste_warnings(spec, num_clips, clip_frames, total_frames + dropped),
@@ -238,20 +240,26 @@ def condition(
         pose=None if prepared.pose is None else pose_latents(components, prepared.pose, start, stop),
     )
     guided = plan.preset is not None or any(scale != 1 for scale in plan.guidance.values())  # a preset may guide single steps
-    with components.place(components.spec.experts[0].name) as model:
-        dit = cast(S2VDiT, model)
-        positive, negative = dit.embed_pair(given, text.negative) if guided else (dit.embed(given), None)
     dropped = DROPPED_FRAMES if motion is None else 0
     lead = given.reference if motion is None else motion
     warm_up = 1 + STRIDE * (lead.shape[2] - 1)  # frames that the lead decodes to
     before = start if prepared.start_from_reference or clip == 0 else start - DROPPED_FRAMES
     left = plan.total_frames - before
     return ClipInputs(
-        conditioning=Conditioning(positive=positive, negative=negative),
+        conditioning=partial(embedded, given=given, negative_text=text.negative if guided else None),
         lead=lead,
         drop_frames=warm_up + dropped,
         keep_frames=left if left < plan.num_frames - dropped else None,
     )
+
+
+def embedded(model: nn.Module, *, given: Clip, negative_text: Tensor | None) -> Conditioning:
+    """What the transformer `model` takes for a clip; without a negative text nothing is made to guide away from."""
+    dit = cast(S2VDiT, model)
+    if negative_text is None:
+        return Conditioning(positive=dit.embed(given))
+    positive, negative = dit.embed_pair(given, negative_text)
+    return Conditioning(positive=positive, negative=negative)
 
 
 def motion_latents(components: Components, plan: Plan, prepared: Prepared, carry: Carry | None) -> Tensor | None:

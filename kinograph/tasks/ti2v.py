@@ -27,7 +27,7 @@ def plan(request: TextImageToVideo, spec: ModelSpec) -> Plan:
         check_aspect(picture.width, picture.height)
         asked_width, asked_height = requested_size(request, spec)
         width, height = ti2v_size(picture.width, picture.height, asked_width * asked_height, spec.size_multiple)
-    return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips)
+    return make_plan(request, spec, width=width, height=height, num_clips=request.num_clips, smooth_joins=request.smooth_joins)
 
 
 def prepare(components: Components, request: TextImageToVideo, plan: Plan) -> Pictures | None:

@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from test_audio import begins, bursts, tone, write_sound
 
+import kinograph
 from kinograph import media, pipeline
 from kinograph.cli.generate import parse
 from kinograph.cli.job import job_of
 from kinograph.cli.main import main
-from kinograph.config import ModelSpec
+from kinograph.config import ModelSpec, RuntimeOptions
 from kinograph.media import write_video
 from kinograph.preprocess import speech
 from kinograph.recipe import read_recipe
+from kinograph.runtime.placement import Components
 from kinograph.tasks import s2v
 
 Capture = pytest.CaptureFixture[str]
@@ -58,6 +60,22 @@ def test_published_commands_fill_the_request(given: str, fields: dict) -> None:
 def streams(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """The frames and the sound, as a player would have them."""
     return media.read_video(path)[0], media.read_sound(path).samples
+
+
+def test_offloaded_models_are_loaded_once_a_stage(tiny_s2v: ModelSpec, tiny_s2v_folder: Path, command: list[str]) -> None:
+    """Of the transformer that is once a clip, though it embeds what the clip is given before it denoises."""
+    loaded: list[str] = []
+
+    def note(model: torch.nn.Module, name: str) -> torch.nn.Module:
+        loaded.append(name)
+        return model
+
+    components = Components(tiny_s2v, tiny_s2v_folder, RuntimeOptions(device="cpu", offload=True), transforms=[note])
+    sound = media.Sound(samples=torch.from_numpy(tone(0.8, 16000, 1)).float() / 32768, rate=16000)
+    request = kinograph.SpeechToVideo(image="face.png", audio=sound, width=96, height=64, num_steps=2, seed=3)
+    video = pipeline.generate(components, request)
+    assert video.plan.num_clips == 2 and video.frames.isfinite().all() and not components.loaded
+    assert loaded == ["text_encoder", "speech_encoder", "vae", "all_noise", "vae", "vae", "all_noise", "vae"]
 
 
 def test_a_picture_speaks(command: list[str], capsys: Capture) -> None:

@@ -78,7 +78,7 @@ def test_faces_of_another_size(tmp_path: Path) -> None:
 def test_larger_faces_are_averaged(tmp_path: Path) -> None:
     folder = write_material(tmp_path, face_size=64, suffix=".mkv")
     material = find_material(folder, replace=False, face_size=16, size_multiple=(16, 16))
-    (faces,) = animate._faces(material, 16)
+    (faces,) = animate._faces(FrameReader(material.face), list(range(13)), 16)
     whole, _ = read_video(material.face)
     cells = whole.float().view(13, 16, 4, 16, 4, 3).mean(dim=(2, 4)) / 127.5 - 1
     assert torch.allclose(faces, cells.permute(3, 0, 1, 2), atol=1e-5)

@@ -173,8 +173,10 @@ def prepared_for(models: TinyModels, asked: SpeechToVideo):
 
 
 def condition(models, plan, prepared, clip, carry=None):
+    """The clip's inputs, with what the transformer makes of them."""
     with torch.no_grad():
-        return s2v.condition(models, plan, TEXT, prepared, clip, carry)
+        inputs = s2v.condition(models, plan, TEXT, prepared, clip, carry)
+        return replace(inputs, conditioning=inputs.conditioning(models.models["all_noise"]))
 
 
 def test_what_serves_all_clips_is_made_once(models):

@@ -231,7 +231,7 @@ class Run:
             self._note_motion(f"clip{r}", prepared, carry)
             inputs = s2v.condition(self.components, plan, text, prepared, r, carry)
             self._note_pose(r, plan, prepared)
-            latents = self._denoise(r, plan, inputs.conditioning)
+            latents = self._denoise(r, plan, inputs.conditioning(self.dit))
             to_decode = torch.cat([inputs.lead, latents], dim=2)
             self.found[f"clip{r}.first_decoded_latent"] = to_decode[0, :, 0]
             decoded = self.vae.decode(to_decode)
