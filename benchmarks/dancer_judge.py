@@ -18,9 +18,11 @@ from PIL import Image
 from kinograph.cli.main import main as kinograph
 from kinograph.config import MODELS
 from kinograph.media import read_video, to_uint8, write_video
+from kinograph.training.animate_material import Material, sample_material
+from kinograph.training.animate_recipe import AnimateRecipe
+from kinograph.training.animate_samples import verdicts
 from kinograph.training.dancers import PoseDrawing
 from kinograph.training.sheets import contact_sheet
-from kinograph.training.train_animate import AnimateRecipe, Material, sample_material, verdicts
 
 MODEL = "animate-nano"
 FACE_SIDE = 512  # pixels; the published size
@@ -55,7 +57,7 @@ def main() -> None:
             raise SystemExit(status)
         videos.append(read_video(file)[0].permute(3, 0, 1, 2).float() / 127.5 - 1)
     result = torch.stack(videos)
-    lines = verdicts(result, material, recipe, "replacement" if replaces else "animation", times)
+    lines = verdicts(result, material, recipe, "replacement" if replaces else "animation", times, lit=args.relight)
     print("\n".join(lines))
     (args.out / f"report-{args.mode}{'-lit' * args.relight}.json").write_text(json.dumps(lines, indent=1))
     true = material.clip(times, side=recipe.side, lit=args.relight)

@@ -21,6 +21,7 @@ from kinograph.cli.main import main as kinograph
 from kinograph.config import S2V_NANO
 from kinograph.media import read_video, write_video
 from kinograph.media.audio import read_audio
+from kinograph.media.drift import measure_drift
 from kinograph.tasks.s2v_clips import DROPPED_FRAMES
 from kinograph.training import talkers
 from kinograph.training.sheets import contact_sheet
@@ -64,17 +65,23 @@ def main() -> None:
         envelope, opening = loudness(samples)[: clip.shape[1]], mouth_opening(clip)
         seen = agreement(opening, envelope)
         row = {**vars(seen), "identity": max(identity_error(clip[:, -S2V_NANO.num_frames :], pictures[index]).values())}
+        drift = measure_drift(pixels(clip).split(clip_lengths(clip.shape[1])))
+        row |= {"drift": max(each.colour for each in drift), "join": max(each.join or 0.0 for each in drift)}
         if args.pose:
             places = talkers.joints(person[index : index + 1], times)[0]
             count = min(clip.shape[1], len(places) - DROPPED_FRAMES)
             row["joints"] = joint_error(clip[:, :count], pictures[index], places[DROPPED_FRAMES : DROPPED_FRAMES + count])
-        print(f"video {index}: {seen}, identity {100 * row['identity']:.1f} %" + (f", joints {row['joints']:.3f}" if args.pose else ""))
+        words = [f"identity {100 * row['identity']:.1f} %", f"drift {100 * row['drift']:.1f} %", f"join {row['join']:.2f}"]
+        words += [f"joints {100 * row['joints']:.1f} %"] if args.pose else []
+        print(f"video {index}: {seen}, {', '.join(words)}", flush=True)
         rows.append(row)
         clips.append(clip)
         curves.append((envelope, opening))
     summary = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    worst = {name: float(np.nanmax([row[name] for row in rows])) for name in ("identity", "drift", "join", "joints") if name in rows[0]}
     print("mean: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()))
-    (args.out / "talkers.json").write_text(json.dumps({"mean": summary, "videos": rows}, indent=2) + "\n", encoding="utf-8")
+    print("worst: " + ", ".join(f"{name} {value:.3f}" for name, value in worst.items()))
+    (args.out / "talkers.json").write_text(json.dumps({"mean": summary, "worst": worst, "videos": rows}, indent=2) + "\n", encoding="utf-8")
     captions = [f"correlation {row['correlation']:.2f}, lag {row['lag']:+.1f} frames" for row in rows[:4]]
     contact_sheet(clips[:4], args.out / "talkers.png", captions, columns=1)
     plot(curves[:4]).save(args.out / "talkers-mouth.png")
@@ -97,6 +104,14 @@ def sound_of(args: argparse.Namespace, index: int, frames: int) -> tuple[Path, t
         out.setframerate(16000)
         out.writeframes((joined[:wanted] * 32767).astype(np.int16).tobytes())
     return file, torch.from_numpy(joined[:wanted])
+
+
+def clip_lengths(total: int) -> list[int]:
+    """Frames that each clip gave to a video of `total` frames."""
+    lengths = [S2V_NANO.num_frames - DROPPED_FRAMES]
+    while sum(lengths) < total:
+        lengths.append(min(S2V_NANO.num_frames, total - sum(lengths)))
+    return lengths
 
 
 def pixels(clip: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from kinograph.config import TI2V_NANO, DiTConfig
 from kinograph.runtime.device import synchronize
-from kinograph.training import train_dit, train_vae
+from kinograph.training import flow, train_dit, train_vae
 from kinograph.training.latents import ClipSize, LatentPool
 from kinograph.training.optim import OptimizerConfig
 from kinograph.training.trainer import CapturedStep, TrainConfig, Trainer
@@ -146,7 +146,7 @@ def _dit_row(
     def build() -> Trainer:
         pool = random_pool(recipe, device, dtype)
         training = train_dit.prepare(recipe, pool, None, folder, dtype=dtype)
-        return train_dit.trainer_of(training, TrainConfig(budget_steps=1000), compiled=compiled)
+        return flow.trainer_of(training, TrainConfig(budget_steps=1000), compiled=compiled)
 
     options = [optimizer, *([attention] if attention != "auto" else []), *(["compiled"] if compiled else [])]
     options += [] if capture else ["no graph"]

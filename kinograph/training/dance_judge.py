@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinograph.media.drift import join_step
 from kinograph.preprocess.animate import keypoints as kp
 from kinograph.training.dancers import HAND, L_BOOT, L_SLEEVE, PARTS, R_BOOT, R_SLEEVE, SKIN, TROUSERS
+from kinograph.training.judge import decibels
 
 JOINTS = (kp.NOSE, kp.R_ELBOW, kp.R_WRIST, kp.L_ELBOW, kp.L_WRIST, kp.R_KNEE, kp.R_ANKLE, kp.L_KNEE, kp.L_ANKLE)
 NEAR = 0.27  # Euclidean distance in RGB within which a pixel may belong to a part
@@ -117,7 +119,7 @@ def outside_psnr(clip: Tensor, background: Tensor, mask: Tensor) -> float:
     """dB between `clip` and `background` [3, T, H, W] in [-1, 1] where `mask` [T, H, W] is 0."""
     outside = (mask == 0).expand_as(clip)
     error = (clip.float() - background.float()).square()[outside].mean()
-    return float(10 * torch.log10(4 / error.clamp(min=1e-10)))
+    return float(decibels(error.clamp(min=1e-10)))
 
 
 def judge_dance(
@@ -141,8 +143,18 @@ def mean_colour(clip: Tensor, mask: Tensor) -> Tensor:
     return ((clip.float() + 1) / 2)[:, mask > 0].mean(dim=1)
 
 
+def mouth_opening(clip: Tensor, skin: Tensor, centre: Tensor, radius: float) -> Tensor:
+    """[T]: how dark the lower half of a head is beside its `skin` [3] in [0, 1]; the head is at `centre` [T, 2], in pixels."""
+    luminance = torch.tensor([0.299, 0.587, 0.114])
+    grey = ((clip.float() + 1) / 2 * luminance[:, None, None, None]).sum(0)  # [T, H, W]
+    y, x = torch.meshgrid(torch.arange(clip.shape[2]), torch.arange(clip.shape[3]), indexing="ij")
+    dx, dy = (x - centre[:, 0, None, None]) / radius, (y - centre[:, 1, None, None]) / radius
+    chin = (dx.abs() < 0.55) & (dy > 0.05) & (dy < 0.9)
+    dark = (1 - grey / (skin * luminance).sum()).clamp(min=0) * chin
+    return dark.sum((1, 2)) / chin.sum((1, 2)).clamp(min=1)
+
+
 def seam(clip: Tensor, join: int) -> float:
-    """Mean difference of frame `join` of [3, T, H, W] from the one before, over the mean of the four neighbouring differences."""
-    steps = clip.float().diff(dim=1).abs().mean(dim=(0, 2, 3))
-    around = [i for i in range(join - 3, join + 2) if i != join - 1 and 0 <= i < len(steps)]
-    return float(steps[join - 1] / steps[around].mean().clamp(min=1e-6))
+    """The step to frame `join` of [3, T, H, W] from the one before, in parts of the steps beside it."""
+    frames = clip.float().transpose(0, 1)
+    return join_step(frames[:join], frames[join:])

@@ -353,6 +353,10 @@ def accuracy_by_class(agreements: Sequence[dict[str, bool]], scenes: Scene) -> d
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of two equal-shaped tensors in [-1, 1], over everything; infinite if equal."""
-    error = F.mse_loss(a.float(), b.float())
+    """Peak signal-to-noise ratio in dB of each of two batches of pixels [B, ...] in [-1, 1]: [B]; infinite where they are equal."""
+    return decibels((a.float() - b.float()).square().flatten(1).mean(dim=1))
+
+
+def decibels(error: Tensor) -> Tensor:
+    """The ratio for mean squared errors of pixels in [-1, 1]."""
     return 10 * torch.log10(4 / error)

@@ -1,13 +1,13 @@
 """What training minimises. Everything is float32 and reads nothing back to the host.
 
     flow matching   mean |v - (noise - data)|^2 over what is not given         (`sampling.schedule` has the path)
-    VAE             mean w |d| + 0.5 (|dx d| + |dy d| + 0.5 |dt d|) + kl * KL,   d = decoded - video
+    VAE             mean w |d| + 0.5 (|dx d| + |dy d| + 0.5 |dt d|) + tone |d in blocks| + kl * KL,   d = decoded - video
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,22 +34,25 @@ def edge_loss(difference: Tensor) -> Tensor:
     return rows + 0.5 * difference.diff(dim=2).abs().mean() if difference.shape[2] > 1 else rows
 
 
+def tone_loss(difference: Tensor, side: int = 8) -> Tensor:
+    """How far the mean colours of blocks of `side` x `side` pixels are off, from decoded - video [B, 3, T, H, W].
+
+    A plain absolute error lets whole areas be a little off for sharper edges; a video made clip by clip adds that up.
+    """
+    return F.avg_pool3d(difference, (1, side, side)).abs().mean()
+
+
 def reconstruction_loss(
-    decoded: Tensor, video: Tensor, *, weight: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
+    decoded: Tensor, video: Tensor, *, weight: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float, tone_weight: float = 0.0
 ) -> Mapping[str, Tensor]:
     """The VAE's loss and its parts. `weight` [B, 1, T, H, W] says how much each pixel counts (1: as background)."""
     difference = decoded.float() - video
     pixels = (difference.abs() * weight).mean()
     edges = edge_loss(difference)
     kl = kl_to_standard_normal(mean.float(), logvar.float())
+    tone = tone_loss(difference) if tone_weight else 0.0
     return {
-        "loss": pixels + 0.5 * edges + kl_weight * kl,
+        "loss": pixels + 0.5 * edges + tone_weight * tone + kl_weight * kl,
         "kl": kl,
         "mse": difference.detach().square().mean(),
     }
-
-
-def psnr(decoded: Tensor, video: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip, [B], for pixels in [-1, 1]."""
-    mse = (decoded.float().clamp(-1, 1) - video.float()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4 / mse.clamp(min=1e-10))

@@ -320,3 +320,16 @@ class Optimizer:
         for name, tensor in vars(self.state).items():
             tensor.copy_(state[name])
         self.weights.refresh()
+
+
+def optimized(
+    modules: Mapping[str, nn.Module],
+    config: OptimizerConfig,
+    *,
+    dtype: torch.dtype,
+    matrix: Callable[[str, Tensor], bool] = hidden_matrix,
+    precise: Callable[[str, Tensor], bool] = _never,
+) -> tuple[FlatParameters, Optimizer]:
+    """The weights of `modules` and what steps them. Those that `matrix` picks are stepped by Muon, if `config` asks for it."""
+    weights = FlatParameters(modules, dtype=dtype, matrix=matrix if config.kind == "muon" else _never, precise=precise)
+    return weights, Optimizer(weights, config)

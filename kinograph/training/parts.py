@@ -4,7 +4,7 @@ Each part carries the same metadata and says how many parts there are, so a miss
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -61,3 +61,9 @@ def load_parts(folder: str | Path, stem: str) -> tuple[dict[str, Tensor], dict[s
     if int(metadata.get("parts", "1")) != len(files):
         raise CheckpointError(f"{folder} has {len(files)} of the {metadata['parts']} parts of {stem}; copy the missing ones there")
     return tensors, metadata
+
+
+def load_modules(folder: str | Path, stem: str, modules: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """State dicts by module, from parts whose names are "<module>.<parameter>"; empty for a module that is not there."""
+    tensors, _ = load_parts(folder, stem)
+    return {key: {n[len(key) + 1 :]: t for n, t in tensors.items() if n.startswith(f"{key}.")} for key in modules}

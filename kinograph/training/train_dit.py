@@ -31,19 +31,19 @@ from kinograph.runtime.kernels import set_attention
 from kinograph.sampling.conditioning import Conditioning, Pinned
 from kinograph.sampling.denoise import ExpertRun, denoise
 from kinograph.sampling.guidance import batched
+from kinograph.sampling.masks import frame_mask
 from kinograph.sampling.schedule import NUM_TRAIN_TIMESTEPS, add_noise, shifted
 from kinograph.sampling.solvers import make_solver
+from kinograph.training.flow import DIT, TEXT, on_device_already, precise, real_tokens
 from kinograph.training.judge import judge_accuracy
 from kinograph.training.latents import ClipSize, LatentPool, build_pool, caption_ids, conditioning_videos
 from kinograph.training.loss import velocity_loss
-from kinograph.training.optim import FlatParameters, Optimizer, OptimizerConfig, hidden_matrix
-from kinograph.training.parts import load_parts, save_parts
+from kinograph.training.optim import FlatParameters, Optimizer, OptimizerConfig, optimized
+from kinograph.training.parts import load_modules, save_parts
 from kinograph.training.sheets import contact_sheet
 from kinograph.training.toybox import Scene, sample_scenes
-from kinograph.training.trainer import Loss, Phase, TrainConfig, Trainer, compile_blocks
 
 STEM = "dit"
-DIT, TEXT = "dit", "text_encoder"  # the two modules, as the saved names have them
 MODES = ("text", "pinned", "channels")
 ATTENTION: Mapping[str, Callable[[], AbstractContextManager]] = {
     "auto": nullcontext,
@@ -106,8 +106,6 @@ def given_frames(frames: int, stride: int, *, has_last: bool, device: torch.devi
 
     Cached, because a copy from the host may not happen inside a captured graph: the steps that warm up fill it.
     """
-    from kinograph.tasks.i2v import frame_mask  # here, so that training without pictures needs no video library
-
     return frame_mask(1 + stride * (frames - 1), has_last=has_last, stride=stride).to(device)
 
 
@@ -127,6 +125,10 @@ class DiTTraining:
     judged: Judged | None
     dtype: torch.dtype
     out: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.recipe.spec.name}, {self.recipe.mode}"
 
     def loss(self) -> Mapping[str, Tensor]:
         """Flow matching on random rows of the pool."""
@@ -206,11 +208,6 @@ class DiTTraining:
         if not self.recipe.train_text:
             tensors |= {f"{TEXT}.{name}": tensor for name, tensor in self.text_encoder.state_dict().items()}
         save_parts(tensors, self.out, STEM, metadata={"model": self.recipe.spec.name, "mode": self.recipe.mode})
-
-
-def real_tokens(lengths: Tensor, text_len: int) -> Tensor:
-    """[B, text_len] bool: true at the first `lengths` [B] positions."""
-    return torch.arange(text_len, device=lengths.device) < lengths[:, None]
 
 
 def condition_channels(latents: Tensor, *, has_last: bool, stride: int = 4) -> Tensor:
@@ -320,20 +317,7 @@ class Judged:
         return Pinned(latents=self.vae.encode(video[:, :, :1], whole=True), mask=mask)
 
 
-def on_device_already(dit: DiT) -> Callable[[], AbstractContextManager[DiT]]:
-    """What `ExpertRun.on_device` is for a model that needs no placing."""
-    return lambda: nullcontext(dit)
-
-
 # ------------------------------------------------------------------------------------------------------------ running
-
-
-def precise(name: str, parameter: Tensor) -> bool:
-    """Whether the model computes with it in float32 anyway: then rounding the copy it computes with would only hurt.
-
-    Not the norms: the model takes its compute dtype from one of them.
-    """
-    return name.startswith(f"{DIT}.") and any(part in name for part in ("modulation", "time_", "head.head"))
 
 
 def fresh_models(spec: ModelSpec, *, seed: int) -> tuple[DiT, TextEncoder]:
@@ -353,7 +337,7 @@ def prepare(
     dtype: torch.dtype,
     initial: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> DiTTraining:
-    """The models of `recipe` on the device of `pool`, ready for `trainer_of`.
+    """The models of `recipe` on the device of `pool`, ready for `flow.trainer_of`.
 
     `initial`: state dicts by module, as `load_dit` gives them; what is not in it starts from fresh weights.
     """
@@ -365,36 +349,23 @@ def prepare(
         if initial is not None and key in initial:
             module.load_state_dict(initial[key])
     set_attention(dit, "sdpa")  # the kernel is chosen by `recipe.attention`
-    matrix = {"matrix": hidden_matrix} if recipe.optimizer.kind == "muon" else {}
     trained: dict[str, nn.Module] = {DIT: dit}
     if recipe.train_text:
         trained[TEXT] = text_encoder
     else:
         text_encoder.to(dtype).requires_grad_(False)
-    weights = FlatParameters(trained, dtype=dtype, precise=precise, **matrix)
+    weights, optimizer = optimized(trained, recipe.optimizer, dtype=dtype, precise=precise)
     out.mkdir(parents=True, exist_ok=True)
     return DiTTraining(
         recipe=recipe,
         dit=dit,
         text_encoder=text_encoder,
         weights=weights,
-        optimizer=Optimizer(weights, recipe.optimizer),
+        optimizer=optimizer,
         pool=pool,
         judged=judged,
         dtype=dtype,
         out=out,
-    )
-
-
-def trainer_of(training: DiTTraining, config: TrainConfig, *, compiled: bool) -> Trainer:
-    loss: Loss = training.loss
-    return Trainer(
-        training.weights,
-        training.optimizer,
-        [Phase(f"{training.recipe.spec.name}, {training.recipe.mode}", loss)],
-        config,
-        compiled=compile_blocks(list(training.dit.blocks)) if compiled else None,
-        on_evaluate=lambda trainer: training.evaluate(),
     )
 
 
@@ -416,8 +387,7 @@ def pool_of(recipe: DiTRecipe, vae: VAE, tokenizer: Tokenizer) -> LatentPool:
 
 def load_dit(folder: str | Path) -> dict[str, dict[str, Tensor]]:
     """State dicts of the transformer and the text encoder that a training left in `folder`, by module."""
-    tensors, _ = load_parts(folder, STEM)
-    return {key: {n[len(key) + 1 :]: t for n, t in tensors.items() if n.startswith(f"{key}.")} for key in (DIT, TEXT)}
+    return load_modules(folder, STEM, (DIT, TEXT))
 
 
 def without_channels(state: Mapping[str, Tensor], in_dim: int) -> dict[str, Tensor]:

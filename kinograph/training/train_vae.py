@@ -18,10 +18,10 @@ from kinograph.checkpoints.files import read_tensors
 from kinograph.checkpoints.storage import unpack
 from kinograph.config import NANO_VAE_21, NANO_VAE_22, VAEConfig
 from kinograph.models.vae import VAE, ResidualBlock, init_weights
-from kinograph.training.judge import judge_accuracy
+from kinograph.training.judge import judge_accuracy, psnr
 from kinograph.training.latents import ClipSize, conditioning_videos, fold_latent_statistics, latent_statistics
-from kinograph.training.loss import psnr, reconstruction_loss
-from kinograph.training.optim import FlatParameters, Optimizer, OptimizerConfig, hidden_kernel
+from kinograph.training.loss import reconstruction_loss
+from kinograph.training.optim import FlatParameters, Optimizer, OptimizerConfig, hidden_kernel, optimized
 from kinograph.training.parts import load_parts, save_parts
 from kinograph.training.sheets import contact_sheet
 from kinograph.training.toybox import Scene, Window, object_windows, sample_scenes
@@ -187,14 +187,13 @@ def prepare(recipe: VAERecipe, out: Path, *, device: torch.device, dtype: torch.
     vae = VAE(recipe.config)
     init_weights(vae)
     vae.to(device)
-    matrix = {"matrix": hidden_kernel} if recipe.optimizer.kind == "muon" else {}
-    weights = FlatParameters({STEM: vae}, dtype=dtype, **matrix)
+    weights, optimizer = optimized({STEM: vae}, recipe.optimizer, dtype=dtype, matrix=hidden_kernel)
     out.mkdir(parents=True, exist_ok=True)
     return VAETraining(
         recipe=recipe,
         vae=vae,
         weights=weights,
-        optimizer=Optimizer(weights, recipe.optimizer),
+        optimizer=optimizer,
         scenes=sample_scenes(recipe.num_scenes, recipe.seed).to(device),
         held_out=sample_scenes(recipe.num_eval, recipe.seed + 1, split="held_out").to(device),
         dtype=dtype,

@@ -15,9 +15,12 @@ from kinograph.preprocess.animate.keypoints import Skeleton
 from kinograph.preprocess.animate.skeleton import draw_skeleton
 from kinograph.tasks.animate_clips import mask_channels
 from kinograph.training import dancers, train_animate
+from kinograph.training.animate_material import folded_mask, sample_material, with_guidance
+from kinograph.training.animate_recipe import AnimateRecipe
+from kinograph.training.animate_samples import light_shares, mouths
 from kinograph.training.dance_judge import judge_dance
+from kinograph.training.flow import trainer_of
 from kinograph.training.low_rank import PREFIX, in_blocks
-from kinograph.training.train_animate import AnimateRecipe, folded_mask, sample_material, with_guidance
 from kinograph.training.trainer import TrainConfig
 
 SIDE = 128
@@ -33,6 +36,20 @@ def test_poses_are_those_of_the_products_own_drawing() -> None:
             points = np.concatenate([body[clip, frame].double().numpy(), np.ones((20, 1))], axis=1)
             expected = draw_skeleton(Skeleton(points, no_hand, no_hand), width=SIDE, height=SIDE)
             assert np.array_equal(drawn[clip, :, frame].permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_judge_sees_mouths_open_and_the_light_of_the_scene() -> None:
+    times, recipe = torch.arange(17), AnimateRecipe(spec=ANIMATE_NANO)
+    material = sample_material(6, 5, replace_share=1.0)
+    side, lit = recipe.side, material.character.colours * material.stage.light[:, None]
+    clip = material.clip(times, side=side, lit=True)
+    found = mouths(clip, material, lit, times, side=side)
+    assert found and min(found) > 0.95
+    backwards = mouths(clip.flip(2), material, lit, times, side=side)
+    assert sum(backwards) / len(backwards) < 0.5
+    for video, share in ((clip, 1.0), (material.clip(times, side=side), 0.0)):
+        shares = light_shares(video, material, recipe, times)
+        assert shares and max(abs(seen - share) for seen in shares) < 1e-4
 
 
 def test_the_judge_finds_the_joints_and_colours_of_true_clips() -> None:
@@ -98,7 +115,7 @@ def test_a_model_and_its_relighting_lora_are_trained_and_judged(tmp_path: Path) 
             recipe, vae, text, tmp_path, dtype=torch.float32, initial=initial, motion_steps=2, say=lines.append
         )
         before = training.weights.master.clone()
-        train_animate.trainer_of(training, config, compiled=False).run()
+        trainer_of(training, config, compiled=False).run()
         assert not torch.equal(before, training.weights.master)
         lines.append(training.evaluate())
         return training

@@ -12,11 +12,13 @@ from kinograph.checkpoints.layout import check_folder
 from kinograph.config import NANO_VAE_21, NANO_VAE_22, TI2V_NANO, ModelSpec, VAEConfig
 from kinograph.models.tokenizer import Tokenizer
 from kinograph.models.vae import VAE, init_weights
+from kinograph.sampling.masks import frame_mask
 from kinograph.sampling.schedule import sample_t
-from kinograph.tasks.i2v import frame_mask
-from kinograph.training import nano, train_dit, train_vae
+from kinograph.training import flow, nano, train_dit, train_vae
 from kinograph.training.captions import caption
 from kinograph.training.latents import ClipSize, build_pool, caption_ids, conditioning_videos, fold_latent_statistics, latent_statistics
+from kinograph.training.nano import encoders as nano_encoders
+from kinograph.training.nano import members as nano_members
 from kinograph.training.parts import save_parts
 from kinograph.training.tokenizer import train_tokenizer
 from kinograph.training.toybox import sample_scenes
@@ -143,7 +145,7 @@ def dit_training(member: str, tokenizer: Tokenizer, out: Path, **changes: object
 def test_three_steps_of_a_transformer_in_every_mode(member: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     training = dit_training(member, tokenizer, tmp_path)
     start = training.weights.master.clone()
-    train_dit.trainer_of(training, TrainConfig(budget_steps=3, warmup_steps=0), compiled=False).run()
+    flow.trainer_of(training, TrainConfig(budget_steps=3, warmup_steps=0), compiled=False).run()
     changed = training.weights.named((training.weights.master != start).float())
     assert all(changed[name].any() for name in ("dit.blocks.0.ffn.0.weight", "text_encoder.blocks.0.attn.q.weight"))
     line = training.evaluate()
@@ -201,7 +203,7 @@ def test_an_expert_is_tuned_with_its_text_encoder_fixed(tokenizer: Tokenizer, tm
     training = train_dit.prepare(recipe, base.pool, base.judged, tmp_path / "high", dtype=torch.float32, initial=initial)
     assert training.judged is not None
     training.judged.recipe, training.judged.other = recipe, base.averaged()[0]
-    train_dit.trainer_of(training, TrainConfig(budget_steps=1, warmup_steps=0), compiled=False).run()
+    flow.trainer_of(training, TrainConfig(budget_steps=1, warmup_steps=0), compiled=False).run()
     assert "eval picture" in training.evaluate()
     tuned = train_dit.load_dit(tmp_path / "high")
     assert all(torch.equal(tuned["text_encoder"][name], tensor) for name, tensor in initial["text_encoder"].items())
@@ -224,7 +226,7 @@ def test_two_members_are_exported_with_what_they_share_beside_them(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = {name: replace(nano.MEMBERS[name], spec=tiny_spec(name)) for name in ("i2v-nano", "t2v-nano")}
-    monkeypatch.setattr(nano, "MEMBERS", members)
+    monkeypatch.setattr(nano_members, "MEMBERS", members)
     work = str(tmp_path / "work")
     save_parts(random_vae("2.1").state_dict(), work, train_vae.STEM)
     both = dict(zip((train_dit.DIT, train_dit.TEXT), train_dit.fresh_models(members["i2v-nano"].spec, seed=0)))
@@ -243,9 +245,9 @@ def test_two_members_are_exported_with_what_they_share_beside_them(
 
 def test_the_commands_from_nothing_to_a_checkpoint_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec()
-    monkeypatch.setattr(nano, "MEMBERS", {"ti2v-nano": nano.Member(spec, "pinned")})
-    monkeypatch.setattr(nano, "NUM_TOKENIZER_CAPTIONS", 100)
-    monkeypatch.setattr(nano, "NANO_TEXT", TINY_TEXT)
+    monkeypatch.setattr(nano_members, "MEMBERS", {"ti2v-nano": nano.Member(spec, "pinned")})
+    monkeypatch.setattr(nano_encoders, "NUM_TOKENIZER_CAPTIONS", 100)
+    monkeypatch.setattr(nano_encoders, "NANO_TEXT", TINY_TEXT)
     phases = (train_vae.CropPhase(side=32, batch=1, until=1.0),)
     recipe = replace(train_vae.RECIPES["2.2"], config=spec.vae, size=SIZE, phases=phases, num_scenes=8, num_eval=2)
     monkeypatch.setattr(train_vae, "RECIPES", {"2.2": recipe})

@@ -11,9 +11,17 @@ import torch
 from kinograph.config import S2V_NANO, SpeechEncoderConfig
 from kinograph.models.vae import VAE, init_weights
 from kinograph.training import talkers, train_s2v, train_speech_encoder
+from kinograph.training.flow import trainer_of
+from kinograph.training.s2v_pool import Texts, pools_of
+from kinograph.training.s2v_recipe import S2VRecipe
+from kinograph.training.s2v_samples import Judged
+from kinograph.training.s2v_sounds import sound_pieces
+from kinograph.training.s2v_vae import TalkerClips
+from kinograph.training.shared_clips import SharedClips
 from kinograph.training.speech_sounds import FPS, babble, load_waves, loudness, save_waves, vowel_colour
 from kinograph.training.talker_judge import agreement, identity_error, joint_error, mouth_opening
 from kinograph.training.trainer import TrainConfig
+from kinograph.training.vae_tuning import finish_vae, vae_trainer, vae_tuning
 
 TINY_ENCODER = SpeechEncoderConfig(dim=16, ffn_dim=16, num_heads=2, num_layers=2, conv_dim=8, conv_pos_groups=4)
 
@@ -23,7 +31,7 @@ def wave() -> np.ndarray:
     return babble(2.0, np.random.default_rng(0))
 
 
-def tiny_recipe(**changes: object) -> train_s2v.S2VRecipe:
+def tiny_recipe(**changes: object) -> S2VRecipe:
     dit = replace(
         S2V_NANO.dit, dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=32, text_dim=32, text_len=8, audio_dim=16,
         audio_inject_layers=(0, 1),
@@ -34,7 +42,7 @@ def tiny_recipe(**changes: object) -> train_s2v.S2VRecipe:
         S2V_NANO, dit=dit, text=text, vae=vae, sizes=((64, 64),), num_frames=4, num_steps=1, speech_encoder=TINY_ENCODER
     )
     sizes = {"motion_batch": 2, "first_batch": 1, "num_clips": 4, "pool_seconds": 1000.0, "num_eval": 1, "babble_seconds": 1.0}
-    return train_s2v.S2VRecipe(spec=spec, **{**sizes, **changes})  # type: ignore[arg-type]
+    return S2VRecipe(spec=spec, **{**sizes, **changes})  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
@@ -135,25 +143,46 @@ def test_a_step_of_the_speech_encoder_and_its_files(wave: np.ndarray, tmp_path: 
     assert train_speech_encoder.heard(loaded, heads, [wave]).shape == (train_speech_encoder.NUM_TARGETS,)
 
 
+def test_a_decoder_is_tuned_and_latents_stay(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    torch.manual_seed(0)
+    vae = VAE(recipe.spec.vae).eval()
+    init_weights(vae)
+    clips = SharedClips.sampled(device=torch.device("cpu"), batch=4, count=4)
+    video, weight = clips()
+    assert video.shape == (4, 3, 17, 128, 128) and weight.shape == (4, 1, 17, 128, 128) and video.abs().max() <= 1
+    def small() -> tuple[torch.Tensor, torch.Tensor]:
+        return video[:, :, :5, ::4, ::4], weight[:, :, :5, ::4, ::4]
+
+    tuning = vae_tuning(recipe.spec.vae, vae.state_dict(), small, device=torch.device("cpu"), dtype=torch.float32, decoder_only=True)
+    vae_trainer(tuning, TrainConfig(budget_steps=2, warmup_steps=0)).run()
+    tuned = finish_vae(tuning, tmp_path, dtype=torch.float32)
+    clip = small()[0]
+    latents = vae.encode(clip, whole=True)
+    torch.testing.assert_close(tuned.encode(clip, whole=True), latents, atol=0.01, rtol=0)  # it is kept in half precision
+    assert not torch.allclose(tuned.decode(latents, whole=True), vae.decode(latents, whole=True))
+
+
 def test_steps_of_the_vae_and_of_the_transformer(wave: np.ndarray, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     torch.manual_seed(0)
     vae = VAE(recipe.spec.vae)
     init_weights(vae)
-    tuning = train_s2v.vae_tuning(recipe, vae.state_dict(), device=torch.device("cpu"), dtype=torch.float32, batch=2)
-    train_s2v.vae_trainer(tuning, TrainConfig(budget_steps=1, warmup_steps=0)).run()
-    vae = train_s2v.finish_vae(tuning, tmp_path, dtype=torch.float32)
+    clips = TalkerClips(talkers.sample_people(4, 1), recipe.side, batch=2, frames=9)
+    tuning = vae_tuning(recipe.spec.vae, vae.state_dict(), clips, device=torch.device("cpu"), dtype=torch.float32)
+    vae_trainer(tuning, TrainConfig(budget_steps=1, warmup_steps=0)).run()
+    vae = finish_vae(tuning, tmp_path, dtype=torch.float32)
     encoder, _ = train_speech_encoder.fit(TINY_ENCODER, [wave], steps=0)
-    sounds = train_s2v.sound_pieces([wave], recipe, encoder)
-    pools = train_s2v.pools_of(recipe, vae, sounds)
+    sounds = sound_pieces([wave], recipe, encoder)
+    pools = pools_of(recipe, vae, sounds)
     assert [len(pool) for pool, _ in pools] == [3, 1] and pools[1][0].motion is None
     assert pools[0][0].motion is not None and pools[0][0].motion.shape[2] == 19
-    texts = train_s2v.Texts.encode(recipe, None, None, torch.device("cpu"))
-    judged = train_s2v.Judged(recipe, vae, sounds)
+    texts = Texts.encode(recipe, None, None, torch.device("cpu"))
+    judged = Judged(recipe, vae, sounds)
     state = train_s2v.initial_state(recipe, None)
     training = train_s2v.prepare(recipe, pools, texts, judged, tmp_path, dtype=torch.float32, state=state)
     start = training.weights.master.clone()
-    train_s2v.trainer_of(training, TrainConfig(budget_steps=2, warmup_steps=0), compiled=False).run()
+    trainer_of(training, TrainConfig(budget_steps=2, warmup_steps=0), compiled=False).run()
     changed = training.weights.named((training.weights.master != start).float())
     for name in ("blocks.0.ffn.0.weight", "audio_injector.injector.1.o.weight", "cond_encoder.weight", "frame_packer.proj_2x.weight"):
         assert changed[f"dit.{name}"].any(), name
