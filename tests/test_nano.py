@@ -20,13 +20,15 @@ from kinograph.media import read_video
 from kinograph.models.vae import VAE
 from kinograph.runtime.placement import Components, bundled_folder
 from kinograph.training import talkers
+from kinograph.training.animate_material import sample_material
+from kinograph.training.animate_recipe import AnimateRecipe
+from kinograph.training.animate_samples import light_shares
 from kinograph.training.captions import captions
 from kinograph.training.dance_judge import judge_dance
 from kinograph.training.judge import judge, psnr
 from kinograph.training.speech_sounds import babble, loudness
 from kinograph.training.talker_judge import agreement, identity_error, mouth_opening
 from kinograph.training.toybox import draw, sample_scenes
-from kinograph.training.train_animate import AnimateRecipe, sample_material
 
 MODEL = "ti2v-nano"
 LIMIT = 30e6  # bytes that this member may take in the package
@@ -62,7 +64,7 @@ def test_a_given_picture_is_the_first_frame_and_moves_as_asked(model: Components
     scene = sample_scenes(1, 3, split="held_out", second_rate=0, camera_rate=0, pattern_rate=0)
     first = draw(scene, height=256, width=256, frames=17)[0, :, 0]
     video = kinograph.generate(model, kinograph.TextImageToVideo(prompt="it moves to the left", image=first.clamp(-1, 1), seed=0))
-    assert psnr(video.frames[:, 0], first) > 24
+    assert psnr(video.frames[None, :, 0], first[None]) > 24
     assert torch.isfinite(video.frames).all()
 
 
@@ -122,9 +124,9 @@ def test_given_pictures_are_the_ends_of_the_video(has_last: bool) -> None:
     last = clip[:, -1] if has_last else None
     request = kinograph.ImageToVideo(prompt=captions(scene, 3, complete=True)[0], image=clip[:, 0], last_image=last, seed=0)
     frames = kinograph.generate(kinograph.load("i2v-nano"), request).frames
-    assert psnr(frames[:, 0], clip[:, 0]) > 24
+    assert psnr(frames[None, :, 0], clip[None, :, 0]) > 24
     if has_last:
-        assert psnr(frames[:, -1], clip[:, -1]) > 22
+        assert psnr(frames[None, :, -1], clip[None, :, -1]) > 22
     seen = judge(frames)
     assert seen.agrees(scene, 0)["motion"] and seen.agrees(scene, 0)["color"]
 
@@ -148,7 +150,7 @@ def test_the_mouth_follows_the_sound(tmp_path: Path) -> None:
     video = kinograph.generate(kinograph.load("s2v-nano"), request)
     seen = agreement(mouth_opening(video.frames), loudness(wave)[: video.frames.shape[1]])
     assert seen.correlation > 0.7 and abs(seen.lag) < 1.5, seen
-    assert max(identity_error(video.frames[:, -16:], picture[:, None]).values()) < 0.12
+    assert max(identity_error(video.frames[:, -16:], picture[:, None]).values()) < 0.05
 
 
 def test_the_dancer_follows_the_pose(tmp_path: Path) -> None:
@@ -163,5 +165,24 @@ def test_the_dancer_follows_the_pose(tmp_path: Path) -> None:
     background = (material.background(side=side) * 2 - 1)[0, :, None].expand_as(frames)
     body, colours = material.joints(times, side=side)[0], material.character.colours[0]
     seen = judge_dance(frames, colours, body, background=background, mask=mask[0])
-    assert seen.joint_error < 0.08 and seen.joints_missing < 0.1 and seen.colour_error < 0.06, seen
+    assert seen.joint_error < 0.06 and seen.joints_missing < 0.1 and seen.colour_error < 0.06, seen
     assert seen.background_db is not None and seen.background_db > 28, seen
+
+
+def test_the_relighting_lora_lights_the_character_as_the_scene(tmp_path: Path) -> None:
+    """One clip on a scene of coloured light, with and without, through the command."""
+    spec = kinograph.MODELS["animate-nano"]
+    recipe, times = AnimateRecipe(spec=spec), torch.arange(spec.num_frames)
+    many = sample_material(16, 2028, split="held_out", replace_share=1.0)
+    row = int(many.stage.light.amin(dim=1).argmin())  # the most coloured
+    material = many[row : row + 1]
+    write_material(material, tmp_path / "material", times, side=recipe.side, fps=spec.fps)
+    shares = []
+    for name, flags in (("plain", []), ("lit", ["--use_relighting_lora"])):
+        file = tmp_path / f"{name}.mp4"
+        command = ["--task", spec.name, "--src_root_path", str(tmp_path / "material"), "--refert_num", "1", "--replace_flag"]
+        assert main(["generate", *command, "--sample_steps", "8", "--seed", "0", "--save_file", str(file), *flags]) == 0
+        video = read_video(file)[0].permute(3, 0, 1, 2).float() / 127.5 - 1
+        shares += light_shares(video[None], material, recipe, times)
+    plain, lit = shares
+    assert lit - plain > 0.4, shares
