@@ -15,4 +15,4 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_example(name: str, tmp_path: Path) -> None:
     path = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](tmp_path / f"{name}.mp4")
     frames, fps = read_video(path)
-    assert len(frames) >= 17 and fps == 8
+    assert len(frames) >= 17 and fps in (8, 16)
