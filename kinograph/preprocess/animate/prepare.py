@@ -282,7 +282,7 @@ class _Retargeted:
 
     @classmethod
     def of(cls, source: _Source, seen: _Seen, reference: Figure, edited: tuple[Figure, Figure] | None) -> _Retargeted:
-        driving = believed([source.figure(points).skeleton for points in seen.points], source.width, source.height)
+        driving = believed([source.figure(points).skeleton for points in seen.points], source.width, source.height, source.fps)
         first = Figure(driving.skeletons[0], source.width, source.height)
         return cls(driving, measure(first, reference, edited=edited, lengths=driving.lengths))
 

@@ -42,7 +42,7 @@ LONG = 75  # percentile of a limb's lengths that is its usual one
 HEAD_LIMBS = (12, 13, 14, 15, 16)  # these turn: one side is long when the other is short, and the median is the usual length
 TURNED = 0.0  # cosine between a flipped limb and the same limb before and after
 STEADY = 0.5  # cosine between those two
-FLIP_FRAMES = 2  # a limb that points elsewhere for longer has moved
+FLIP_SECONDS = 0.07  # a limb that points elsewhere for longer has moved; two frames of 30 a second
 NEAR = 8  # frames that an exchange may last, and that lie between a limb and those that stand in for it
 HAND_REACH = 0.5  # from the wrist to the hand's root, to the usual forearm; at seen wrists it was up to 0.33 in the clips tried
 
@@ -72,11 +72,11 @@ class Believed:
     exchanged: dict[str, int]  # frames in which left and right were put back: arms, legs
 
 
-def believed(skeletons: Sequence[Skeleton], width: int, height: int) -> Believed:
-    """What can be believed of the skeletons (in fractions of `width` x `height` pixels) of one person in successive frames.
+def believed(skeletons: Sequence[Skeleton], width: int, height: int, fps: float) -> Believed:
+    """What can be believed of the skeletons (in fractions of `width` x `height` pixels) of one person, `fps` a second.
 
     - Left and right arms or legs that are exchanged for up to `NEAR` frames are put back.
-    - A limb fails that is stretched, or flipped for up to `FLIP_FRAMES` frames, or leads to or from an unseen joint that
+    - A limb fails that is stretched, or flipped for up to `FLIP_SECONDS`, or leads to or from an unseen joint that
       cannot be where it is said to be. It takes the direction and length of its neighbours in time, if both are near, and is
       cut down to its usual length if not. What hangs on it stays where it is or, where that would stretch it, moves along.
     - A hand that is at neither wrist of its arm is left out; one that is at the other wrist, alone, changes sides.
@@ -89,7 +89,7 @@ def believed(skeletons: Sequence[Skeleton], width: int, height: int) -> Believed
     usual = usual_lengths(bodies, sizes)
     longest = np.fmax(usual, _ANYONES) * sizes[:, None]
     bodies, bridged = bridge(bodies, longest)
-    wrong = stretched(bodies, longest) | flipped(bodies, longest)
+    wrong = stretched(bodies, longest) | flipped(bodies, longest, int(FLIP_SECONDS * fps))
     bodies = mended(bodies, wrong, longest)
     failed = wrong | bridged
     hands = [placed_hands(skeleton, body, reach) for skeleton, body, reach in zip(pixels, bodies, HAND_REACH * longest)]
@@ -218,8 +218,8 @@ def stretched(bodies: np.ndarray, longest: np.ndarray) -> np.ndarray:
     return np.linalg.norm(limb_vectors(bodies), axis=2) > STRETCHED * longest
 
 
-def flipped(bodies: np.ndarray, longest: np.ndarray) -> np.ndarray:
-    """bool [n, 19]: seen limbs of arms and legs that turn by more than a right angle, and back within a frame or two.
+def flipped(bodies: np.ndarray, longest: np.ndarray, frames: int) -> np.ndarray:
+    """bool [n, 19]: seen limbs of arms and legs that turn by more than a right angle, and back after up to `frames` frames.
 
     Only where they look at least half as long as they are: the direction of a limb that points at the camera means nothing.
     """
@@ -227,7 +227,7 @@ def flipped(bodies: np.ndarray, longest: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=2)
     plain = _are_seen(bodies) & (lengths > longest / 2) & np.isin(np.arange(len(LIMBS)), _LEVERS)
     result = np.zeros(plain.shape, dtype=bool)
-    for before, after in ((i, length + 1 - i) for length in range(1, FLIP_FRAMES + 1) for i in range(1, length + 1)):
+    for before, after in ((i, length + 1 - i) for length in range(1, frames + 1) for i in range(1, length + 1)):
         there = np.arange(before, len(bodies) - after)
         a, b = there - before, there + after
 
