@@ -100,6 +100,8 @@ def _prompt(initial: Mapping[str, Mapping[str, torch.Tensor]], tokenizer: Path |
 def _train_animate(
     args: argparse.Namespace, recipe: AnimateRecipe, initial: Mapping[str, Mapping[str, torch.Tensor]], text: torch.Tensor
 ) -> None:
+    if args.resume or args.resume_light:
+        raise SystemExit("dance and relight train in one go and keep no state to go on from; leave --resume and --resume_light out")
     device, dtype = device_and_dtype(args)
     vae = train_vae.load_vae(args.vae, recipe.spec.vae, device=device, dtype=dtype)
     training = train_animate.prepare(recipe, vae, text, args.out, dtype=dtype, initial=initial, motion_steps=args.motion_steps, say=say)
